@@ -1,0 +1,30 @@
+"""EGGROLL: train any model without gradients, with low-rank perturbations and populations of 10³ to 10⁶.
+
+Names load on first use, so that `import eggroll` is quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from eggroll._version import __version__ as __version__
+
+_HOMES = {
+    "EvolutionStrategy": "eggroll.core.strategy",
+    "FullRank": "eggroll.core.distribution",
+    "LowRank": "eggroll.core.distribution",
+    "per_group": "eggroll.core.population",
+}
+
+__all__ = ["EvolutionStrategy", "FullRank", "LowRank", "__version__", "per_group"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'eggroll' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,117 @@
+"""The perturbed matmul: one product shared by the whole population plus a sliver for each member.
+
+Source: arXiv 2511.16652, section 4.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.custom_batching import custom_vmap
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """`base` is (k, n), or (n, k) where transposed; the rest goes to the shared product."""
+
+    transposed: bool
+    precision: Any
+    preferred: Any
+
+    def shared(self, x: jax.Array, base: jax.Array) -> jax.Array:
+        dims = (((x.ndim - 1,), (1 if self.transposed else 0,)), ((), ()))
+        return lax.dot_general(x, base, dims, precision=self.precision, preferred_element_type=self.preferred)
+
+
+def _sliver(x: jax.Array, near: jax.Array, far: jax.Array, scale: jax.Array) -> jax.Array:
+    """`scale · (x · near) · farᵀ`, with any common leading axes, accumulated in float32."""
+    low = jnp.einsum("...ik,...kr->...ir", x, near, preferred_element_type=jnp.float32)
+    low = (low * scale[..., None]).astype(far.dtype)
+    return jnp.einsum("...ir,...nr->...in", low, far, preferred_element_type=jnp.float32)
+
+
+def _single(
+    layout: _Layout, x: jax.Array, base: jax.Array, near: jax.Array, far: jax.Array, scale: jax.Array
+) -> jax.Array:
+    shared = layout.shared(x, base)
+    return (shared + _sliver(x, near, far, scale)).astype(shared.dtype)
+
+
+def _members_product(
+    layout: _Layout, x: jax.Array, base: jax.Array, near: jax.Array, far: jax.Array, scale: jax.Array
+) -> jax.Array:
+    """One product for many members; the place where an implementation is chosen (there is one so far).
+
+    Args:
+      x: (members, rows, k), or (rows, k) where all members share it: its product is then computed once.
+      base: (k, n), or (n, k) by the layout; shared by the members.
+      near: (members, k, rank).
+      far: (members, n, rank).
+      scale: (members, rows).
+    Returns:
+      (members, rows, n).
+    """
+    shared = layout.shared(x, base)
+    sliver = _sliver(x, near, far, scale)
+    return (jnp.broadcast_to(shared, sliver.shape) + sliver).astype(shared.dtype)
+
+
+@functools.cache
+def _matmul(layout: _Layout) -> Callable[..., jax.Array]:
+    """The perturbed matmul with its own rule: x (rows, k), near (k, rank), far (n, rank), scale (rows,)."""
+    product = custom_vmap(functools.partial(_single, layout))
+
+    @product.def_vmap
+    def rule(
+        size: int, batched: Sequence[bool], x: Any, base: Any, near: Any, far: Any, scale: Any
+    ) -> tuple[jax.Array, bool]:
+        x_batched, base_batched, near_batched, far_batched, scale_batched = batched
+        if base_batched:  # nothing is shared: several models at once
+            axes = [0 if one else None for one in batched]
+            return jax.vmap(functools.partial(_single, layout), in_axes=axes)(x, base, near, far, scale), True
+        scale = scale if scale_batched else jnp.broadcast_to(scale, (size, *scale.shape))
+        if near_batched or far_batched:  # members with factors of their own
+            near = near if near_batched else jnp.broadcast_to(near, (size, *near.shape))
+            far = far if far_batched else jnp.broadcast_to(far, (size, *far.shape))
+            return _members_product(layout, x, base, near, far, scale), True
+        if x_batched:  # the two signs of a pair: more rows of the same product
+            merged = product(x.reshape(-1, x.shape[-1]), base, near, far, scale.reshape(-1))
+            return merged.reshape(size, x.shape[1], -1), True
+        shared, unit = layout.shared(x, base), _sliver(x, near, far, jnp.ones(x.shape[0], jnp.float32))
+        return (shared[None] + scale[:, :, None] * unit[None]).astype(shared.dtype), True
+
+    return product
+
+
+def perturbed_matmul(
+    x: jax.Array,
+    base: jax.Array,
+    near: jax.Array,
+    far: jax.Array,
+    scale: jax.Array,
+    *,
+    transposed: bool = False,
+    precision: Any = None,
+    preferred_element_type: Any = None,
+) -> jax.Array:
+    """`x · (base + scale · near · farᵀ)` without the sum; under `vmap` the weights are shared by the members.
+
+    Args:
+      x: (rows, k).
+      base: (k, n), or (n, k) where `transposed`.
+      near: (k, rank), the factor on the contracted side.
+      far: (n, rank).
+      scale: float32 scalar.
+      precision: of the shared product, as in `jax.lax.dot_general`; so is `preferred_element_type`.
+    Returns:
+      (rows, n).
+    Source: arXiv 2511.16652, section 4.
+    """
+    layout = _Layout(transposed, precision, preferred_element_type)
+    return _matmul(layout)(x, base, near, far, jnp.broadcast_to(scale, x.shape[:1]))

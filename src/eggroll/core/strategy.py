@@ -1,0 +1,350 @@
+"""`EvolutionStrategy`: the state of a run, and what one does with it: `init`, `ask`, `tell`, `step`.
+
+Source: arXiv 2511.16652, Algorithm 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float
+
+from eggroll.core import noise
+from eggroll.core.distribution import Distribution, FullRank, LowRank, Plan, draw_noise, leaf_paths, make_plan
+from eggroll.core.distribution import perturb as perturb_params
+from eggroll.core.distribution import trainable as trainable_tree
+from eggroll.core.estimate import descent_direction, estimate_gradient, pair_weights
+from eggroll.core.fitness import Shaping, count_nan, shape_by_name
+from eggroll.core.lowrank import LowRankArray
+from eggroll.core.population import Evaluation, Setting, evaluate, generation_key
+
+_DEFAULT_CHUNK = 1024
+
+
+class State(NamedTuple):
+    """Everything that a run carries from one generation to the next; a pytree."""
+
+    params: Any  # the mean, as passed to init
+    opt_state: Any  # of the optax optimiser
+    seed: Array  # (2,) int32 words
+    generation: Array  # () int32, from 0
+
+
+class Members(NamedTuple):
+    """Who is to be evaluated: integers and keys, never weights."""
+
+    member: Array  # (members,) int32, 0 … population_size − 1
+    pair: Array  # (members,) int32
+    sign: Array  # (members,) int32, +1 or −1
+    group: Array  # (members,) int32
+    key: Array  # (members,) random keys; one for each group
+    seed: Array  # (2,) int32
+    generation: Array  # () int32
+
+
+class Info(NamedTuple):
+    """What a generation was like. Mean, max, min and std are over the finite fitnesses."""
+
+    fitness: Array  # (members,) float32, raw; averaged over prompts where there are several
+    fitness_mean: Array  # () float32
+    fitness_max: Array  # () float32
+    fitness_min: Array  # () float32
+    fitness_std: Array  # () float32
+    nan_count: Array  # () int32
+    sigma: Array  # () float32, weight units
+    generation: Array  # () int32, the generation that was evaluated
+
+
+class EvolutionStrategy:
+    """EGGROLL, or OpenES with `distribution=FullRank()`, around any optax optimiser.
+
+    Args:
+      optimizer: an optax transformation; it sees −g, and frozen leaves as `optax.MaskedNode`.
+      population_size: members, even, ≥ 2.
+      sigma: standard deviation of the perturbation in weight units, > 0; a float or an optax schedule of the
+        generation.
+      rank: of a matrix's perturbation, default 1; not together with `distribution`.
+      law: of the noise, default "popcount"; not together with `distribution`.
+      distribution: `LowRank(…)` or `FullRank(…)`, in place of `rank` and `law`.
+      shaping: raw fitness to utilities: a name (see `fitness.shape_by_name`) or a function.
+      group_size: members that share key and data, even, a divisor of `population_size`; default all.
+      chunk_size: members evaluated at a time, even; default at most 1024. Results do not depend on it but by
+        rounding.
+      frozen: patterns of leaves that are neither perturbed nor updated, such as "embedding/*".
+      allow_materialise: patterns of leaves whose dense matrix a member may form.
+    Raises:
+      ValueError: a setting is outside what is said here.
+    """
+
+    def __init__(
+        self,
+        optimizer: optax.GradientTransformation,
+        *,
+        population_size: int,
+        sigma: float | Callable[[Any], Any],
+        rank: int | None = None,
+        law: str | None = None,
+        distribution: Distribution | None = None,
+        shaping: str | Shaping = "z_score",
+        group_size: int | None = None,
+        chunk_size: int | None = None,
+        frozen: Sequence[str] = (),
+        allow_materialise: Sequence[str] = (),
+    ) -> None:
+        self.population_size = _even("population_size", population_size)
+        self.group_size = _even("group_size", population_size if group_size is None else group_size)
+        if population_size % self.group_size:
+            raise ValueError(
+                f"expected a group_size that divides population_size {population_size}, got {group_size}; "
+                "choose an even divisor"
+            )
+        chunk = _even("chunk_size", min(_DEFAULT_CHUNK, population_size) if chunk_size is None else chunk_size)
+        self.setting = Setting(population_size, self.group_size, min(chunk, population_size) // 2)
+        self.distribution = _choose_distribution(rank, law, distribution)
+        self.shaping = shape_by_name(shaping, self.group_size) if isinstance(shaping, str) else shaping
+        self.optimizer = optimizer
+        self.sigma = sigma
+        self.frozen, self.allow_materialise = tuple(frozen), tuple(allow_materialise)
+        first = sigma(0) if callable(sigma) else sigma
+        if not float(first) > 0:
+            raise ValueError(f"expected sigma > 0, got {float(first)}; 0.01 to 0.1 suits most models")
+        self._trees: list[Any] = []
+        self._last_leaves: dict[str, str] = {}
+        self._init = jax.jit(self._start)
+        self._step = jax.jit(self._evaluate_and_update, static_argnames=("fitness", "has_aux"))
+        self._tell = jax.jit(self._update)
+        self._perturbed = jax.jit(self._dense_member)
+
+    # ── what one does with it ──
+
+    def init(self, params: Any, seed: int = 0) -> State:
+        """Start a run at `params`.
+
+        Args:
+          params: any pytree of float arrays; others are to be named in `frozen`.
+          seed: in [0, 2⁶⁴).
+        Raises:
+          ValueError: as `distribution.make_plan` says.
+        """
+        self.plan(params)
+        state: State = self._init(params, jnp.array(noise.seed_words(seed), jnp.int32))
+        tree = _signature(state.params)
+        self._trees = [*(known for known in self._trees if known != tree), tree]
+        self._last_leaves = _describe_leaves(state.params)
+        return state
+
+    def plan(self, params: Any) -> Plan:
+        """How each leaf of `params` is perturbed."""
+        return make_plan(self.distribution, params, frozen=self.frozen, allow_materialise=self.allow_materialise)
+
+    def ask(self, state: State) -> Members:
+        """The members of this generation, for those who evaluate them elsewhere."""
+        member = jnp.arange(self.population_size, dtype=jnp.int32)
+        group = member // self.group_size
+        key = generation_key(state.seed, state.generation)
+        keys = jax.vmap(lambda g: jax.random.fold_in(key, g))(group)
+        return Members(member, member // 2, 1 - 2 * (member % 2), group, keys, state.seed, state.generation)
+
+    def tell(self, state: State, fitnesses: Any) -> tuple[State, Info]:
+        """Update from fitness that comes from elsewhere.
+
+        Args:
+          state: the one that `ask` was given.
+          fitnesses: (members,) numbers in the order of `ask`, higher is better; or (members, prompts) where
+            the shaping takes these.
+        Raises:
+          ValueError: the number of fitnesses is wrong, or the parameters are not those of `init`.
+        """
+        self._check_tree(state.params)
+        scores = jnp.asarray(fitnesses, jnp.float32)
+        if scores.shape[:1] != (self.population_size,):
+            raise ValueError(
+                f"expected {self.population_size} fitnesses, got shape {scores.shape}; "
+                "pass one for each member, in the order of ask"
+            )
+        return self._tell(state, scores)
+
+    def step(
+        self, state: State, fitness: Callable[..., Any], *args: Any, carry: Any = None, has_aux: bool = False
+    ) -> tuple[Any, ...]:
+        """Evaluate every member and update; compiled once for each fitness function.
+
+        Args:
+          fitness: `fitness(params, key, *args)` for one member, or `fitness(params, key, carry, *args)` with
+            a carry. It returns a scalar, higher is better, or (fitness, carry, aux) leaving out what is
+            unused. Pass the same
+            function each time: a new lambda is compiled anew.
+          args: pytrees for every member alike, or inside `per_group`.
+          carry: pytree with a leading axis of members, from the last generation.
+          has_aux: whether fitness returns aux.
+        Returns:
+          (state, info), then the new carry where one was passed, then aux where `has_aux`; both with a
+          leading axis of members.
+        Raises:
+          ValueError: fitness returns no scalar number, or the parameters are not those of `init`.
+          MaterialiseError: the model needs the dense matrix of a leaf that may not be materialised.
+        """
+        self._check_tree(state.params)
+        state, info, evaluation = self._step(state, args, carry, fitness=fitness, has_aux=has_aux)
+        extra = ([] if carry is None else [evaluation.carry]) + ([evaluation.aux] if has_aux else [])
+        return state, info, *extra
+
+    def perturbed(self, state: State, member: int) -> Any:
+        """The dense parameters of one member of this generation.
+
+        Raises:
+          ValueError: there is no such member.
+        """
+        if not 0 <= member < self.population_size:
+            raise ValueError(f"expected a member in [0, {self.population_size}), got {member}; choose one of these")
+        self._check_tree(state.params)
+        return self._perturbed(state, jnp.int32(member))
+
+    # ── the pure functions behind ──
+
+    def _start(self, params: Any, seed: Array) -> State:
+        params = jax.tree.map(_strong, params)
+        leaves, tree = jax.tree.flatten(params)
+        opt_state = self.optimizer.init(trainable_tree(self.plan(params), leaves, tree))
+        return State(params, jax.tree.map(_strong, opt_state), seed, jnp.zeros((), jnp.int32))
+
+    def _sigma_at(self, generation: Array) -> Float[Array, ""]:
+        sigma = self.sigma(generation) if callable(self.sigma) else self.sigma
+        return jnp.asarray(sigma, jnp.float32)
+
+    def _evaluate_and_update(
+        self, state: State, args: tuple[Any, ...], carry: Any, *, fitness: Callable[..., Any], has_aux: bool
+    ) -> tuple[State, Info, Evaluation]:
+        evaluation = evaluate(
+            fitness,
+            self.plan(state.params),
+            state.params,
+            jnp.arange(self.population_size // 2, dtype=jnp.int32),
+            args,
+            seed=state.seed,
+            generation=state.generation,
+            sigma=self._sigma_at(state.generation),
+            setting=self.setting,
+            carry=carry,
+            has_aux=has_aux,
+        )
+        state, info = self._update(state, evaluation.fitness)
+        return state, info, evaluation
+
+    def _update(self, state: State, scores: Array) -> tuple[State, Info]:
+        utilities = self.shaping(scores)
+        if jnp.shape(utilities) != (self.population_size,):
+            raise ValueError(
+                f"expected utilities of shape ({self.population_size},) from the shaping, got "
+                f"{jnp.shape(utilities)} "
+                f"for fitnesses of shape {scores.shape}; use a shaping that takes these"
+            )
+        plan, sigma = self.plan(state.params), self._sigma_at(state.generation)
+        gradient = estimate_gradient(
+            plan,
+            pair_weights(utilities),
+            jnp.arange(self.population_size // 2, dtype=jnp.int32),
+            seed=state.seed,
+            generation=state.generation,
+            sigma=sigma,
+            population_size=self.population_size,
+            chunk_pairs=self.setting.chunk_pairs,
+        )
+        params, opt_state = self._optimise(plan, state, descent_direction(gradient))
+        return State(params, opt_state, state.seed, state.generation + 1), _info(scores, sigma, state.generation)
+
+    def _optimise(self, plan: Plan, state: State, direction: list[Any]) -> tuple[Any, Any]:
+        """One step of optax on the trainable leaves; dtypes stay, so that nothing is compiled again."""
+        leaves, tree = jax.tree.flatten(state.params)
+        mean = trainable_tree(plan, leaves, tree)
+        updates, opt_state = self.optimizer.update(trainable_tree(plan, direction, tree), state.opt_state, mean)
+        moved = iter(jax.tree.leaves(optax.apply_updates(mean, updates)))
+        params = [old if leaf.frozen else next(moved) for leaf, old in zip(plan, leaves, strict=True)]
+        return jax.tree.unflatten(tree, params), jax.tree.map(_keep_dtype, opt_state, state.opt_state)
+
+    def _dense_member(self, state: State, member: Array) -> Any:
+        plan, sign = self.plan(state.params), (1 - 2 * (member % 2)).astype(jnp.float32)
+        drawn = draw_noise(plan, seed=state.seed, generation=state.generation, pairs=(member // 2)[None])
+        own = jax.tree.map(lambda x: x[0], drawn)
+        moved = perturb_params(plan, state.params, own, sign * self._sigma_at(state.generation))
+        return jax.tree.map(
+            lambda x: x.dense() if isinstance(x, LowRankArray) else x,
+            moved,
+            is_leaf=lambda x: isinstance(x, LowRankArray),
+        )
+
+    def _check_tree(self, params: Any) -> None:
+        """Refuse parameters of another shape than those of `init`, where `init` was called."""
+        found = _signature(params)
+        if not self._trees or found in self._trees:
+            return
+        before, now = self._last_leaves, _describe_leaves(params)
+        path = next((p for p in [*before, *now] if before.get(p) != now.get(p)), "(the structure around the leaves)")
+        raise ValueError(
+            f"expected the parameter tree of init, with leaf {path!r} {before.get(path, 'absent')}, "
+            f"got {now.get(path, 'absent')}; call init again for a new tree"
+        )
+
+
+def _even(name: str, value: int) -> int:
+    if value < 2 or value % 2 or int(value) != value:
+        raise ValueError(
+            f"expected an even {name} ≥ 2, got {value}; members come in antithetic pairs, "
+            f"choose {max(2, int(value) // 2 * 2 + 2)}"
+        )
+    return int(value)
+
+
+def _choose_distribution(rank: int | None, law: str | None, distribution: Distribution | None) -> Distribution:
+    if distribution is None:
+        return LowRank(rank=1 if rank is None else rank, law="popcount" if law is None else law)
+    if rank is not None or law is not None:
+        kind = "FullRank" if isinstance(distribution, FullRank) else "LowRank"
+        raise ValueError(
+            f"expected rank and law inside the distribution, got rank={rank} and law={law} beside {kind}; "
+            "set them in the distribution alone"
+        )
+    return distribution
+
+
+def _signature(params: Any) -> tuple[Any, list[Any]]:
+    leaves, tree = jax.tree.flatten(params)
+    return tree, [(np.shape(x), getattr(x, "dtype", None)) for x in leaves]
+
+
+def _describe_leaves(params: Any) -> dict[str, str]:
+    """Path → "float32[4,3]" of every leaf."""
+    leaves = jax.tree.leaves(params)
+    shown = [f"{jnp.result_type(x)}[{','.join(map(str, np.shape(x)))}]" for x in leaves]
+    return dict(zip(leaf_paths(params), shown, strict=True))
+
+
+def _strong(x: Any) -> Array:
+    """An array without JAX's weak type, which would have the first step compiled twice."""
+    x = jnp.asarray(x)
+    return jax.lax.convert_element_type(x, x.dtype) if jnp.issubdtype(x.dtype, jnp.number) else x
+
+
+def _keep_dtype(new: Array, old: Array) -> Array:
+    return jax.lax.convert_element_type(new, old.dtype) if jnp.issubdtype(old.dtype, jnp.number) else new
+
+
+def _info(scores: Array, sigma: Array, generation: Array) -> Info:
+    """The statistics of a generation; NaN where no fitness is finite."""
+    fitness = scores if scores.ndim == 1 else jnp.nanmean(scores, axis=tuple(range(1, scores.ndim)))
+    finite = jnp.where(jnp.isfinite(fitness), fitness, jnp.nan)
+    return Info(
+        fitness,
+        jnp.nanmean(finite),
+        jnp.nanmax(finite),
+        jnp.nanmin(finite),
+        jnp.nanstd(finite),
+        count_nan(scores),
+        sigma,
+        generation,
+    )

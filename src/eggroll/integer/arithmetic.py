@@ -1,0 +1,220 @@
+"""Arithmetic of the pure-integer model: int8 in [−127, 127], one unit = 1/16, products summed in int32.
+
+Every function here is exact: it gives the integers of the specification on every backend. Where float32 stands in for
+integers, the sums stay below 2²⁴.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Int8, Int32, Integer
+
+from eggroll.core.errors import UsageError
+
+LIMIT = 127
+FRACTION_BITS = 4
+EXACT_BLOCK = 1024
+"""Inputs of one float32 block: 127² · 1024 < 2²⁴, so that its sums are exact."""
+
+_INT32_MAX = 2**31 - 1
+
+
+def expand(value: Array, ndim: int) -> Array:
+    """Put axes of size 1 in front until there are `ndim`."""
+    return value.reshape((1,) * (ndim - value.ndim) + value.shape)
+
+
+def saturate(value: Int32[Array, "*shape"]) -> Int32[Array, "*shape"]:
+    """Clip to [−127, 127]; int32 in, int32 out."""
+    return jnp.clip(value, -LIMIT, LIMIT)
+
+
+@functools.cache
+def cpu_operand_dtype() -> jnp.dtype:
+    """What holds the operands of an exact product on this CPU: bfloat16 where it multiplies in hardware, else float32.
+
+    Both hold every int8, and both sum in float32; bfloat16 is up to twice as fast where `avx512_bf16` or AMX is there.
+    """
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        flags = set()
+    return jnp.dtype(jnp.bfloat16 if flags & {"avx512_bf16", "amx_bf16"} else jnp.float32)
+
+
+def _float_matmul(
+    x: Int8[Array, "*rows inputs"], weight: Int8[Array, "outputs inputs"], dtype: jnp.dtype | None = None
+) -> Int32[Array, "*rows outputs"]:
+    dtype = cpu_operand_dtype() if dtype is None else dtype
+    contract_last = (((x.ndim - 1,), (1,)), ((), ()))
+    total = jnp.int32(0)
+    for k in range(0, weight.shape[1], EXACT_BLOCK):
+        sides = (side[..., k : k + EXACT_BLOCK].astype(dtype) for side in (x, weight))
+        product = lax.dot_general(
+            *sides, contract_last, precision=lax.Precision.HIGHEST, preferred_element_type=jnp.float32
+        )
+        total = total + product.astype(jnp.int32)
+    return total
+
+
+def _integer_matmul(
+    x: Int8[Array, "*rows inputs"], weight: Int8[Array, "outputs inputs"]
+) -> Int32[Array, "*rows outputs"]:
+    contract_last = (((x.ndim - 1,), (1,)), ((), ()))
+    return lax.dot_general(x, weight, contract_last, preferred_element_type=jnp.int32)
+
+
+def matmul(x: Int8[Array, "*rows inputs"], weight: Int8[Array, "outputs inputs"]) -> Int32[Array, "*rows outputs"]:
+    """`x · weightᵀ` with sums in int32, exactly; inputs ≤ 133,000.
+
+    On CPUs a product summed in float32, at most 1024 inputs at a time; on accelerators int8 × int8 → int32. Both give
+    the same integers.
+    """
+    return lax.platform_dependent(x, weight, cpu=_float_matmul, default=_integer_matmul)
+
+
+class Factors(NamedTuple):
+    """Low-rank perturbations of one matrix, one for each pair of a chunk, rank before row.
+
+    a: (pairs, rank, outputs) int8, unsigned by the member's sign; b: (pairs, rank, inputs) int8.
+    """
+
+    a: Int8[Array, "pairs rank outputs"]
+    b: Int8[Array, "pairs rank inputs"]
+
+
+def perturbation_shift(sigma_shift: int, rank: int) -> int:
+    """`4 + s + log2(r)/2`, the right shift that scales `c·A` to weight units of the product.
+
+    Raises:
+      UsageError: the rank is no power of 4, or sigma_shift is negative.
+    """
+    if rank < 1 or rank & (rank - 1) or rank.bit_length() % 2 == 0:
+        raise UsageError(f"expected a rank that is a power of 4 (1, 4, 16, …), got {rank}; choose one of these")
+    if not 0 <= sigma_shift <= 16:
+        raise UsageError(f"expected sigma_shift in 0…16, got {sigma_shift}; the default is 4")
+    return FRACTION_BITS + sigma_shift + (rank.bit_length() - 1) // 2
+
+
+def perturbation(
+    x: Int8[Array, "*time signs pairs inputs"],
+    factors: Factors,
+    signs: Int32[Array, "signs 1 1"],
+    sigma_shift: int,
+) -> Int32[Array, "*time signs pairs outputs"]:
+    """`(Σ_k c_k · ±A_k) ≫ (4 + s + log2(r)/2)` with `c_k = x·B_k`, clipped so that no int32 sum overflows."""
+    rank, inputs = factors.b.shape[1:]
+    limit = _INT32_MAX // (LIMIT * rank)
+    total = jnp.int32(0)
+    for k in range(rank):
+        a, b = (expand(side[:, k].astype(jnp.int32), x.ndim) for side in factors)
+        c = jnp.sum(x.astype(jnp.int32) * b, axis=-1, keepdims=True)
+        if LIMIT * LIMIT * inputs > limit:
+            c = jnp.clip(c, -limit, limit)
+        total = total + (c * expand(signs, x.ndim)) * a
+    return total >> perturbation_shift(sigma_shift, rank)
+
+
+def output_shift(inputs: int) -> int:
+    """`log2(16·√inputs)`, the division that ends a matrix product.
+
+    Raises:
+      UsageError: inputs is no power of 4.
+    """
+    if inputs < 1 or inputs & (inputs - 1) or inputs.bit_length() % 2 == 0:
+        raise UsageError(f"expected a width that is a power of 4 (16, 64, 256, …), got {inputs}; choose one of these")
+    return FRACTION_BITS + (inputs.bit_length() - 1) // 2
+
+
+def linear(
+    x: Int8[Array, "*time signs pairs inputs"],
+    weight: Int8[Array, "outputs inputs"],
+    factors: Factors | None,
+    signs: Int32[Array, "signs 1 1"],
+    sigma_shift: int,
+) -> Int32[Array, "*time signs pairs outputs"]:
+    """`sat((x·Wᵀ + ((x·B)·±Aᵀ ≫ …)) // (16·√inputs))`; values in [−127, 127], kept in int32 for what follows."""
+    product = matmul(x, weight)
+    if factors is not None:
+        product = product + perturbation(x, factors, signs, sigma_shift)
+    return saturate(product >> output_shift(x.shape[-1]))
+
+
+def floor_divide(numerator: Int32[Array, "*shape"], divisor: Int32[Array, "*divisor"]) -> Int32[Array, "*shape"]:
+    """`sat(numerator // divisor)` for |numerator| ≤ 16129 and divisors in 1…127; the divisor broadcasts.
+
+    Taken as `⌊(n + ½) · (1/d)⌋` in float32. The half keeps every quotient up to the saturation at least 0.0039 from an
+    integer, 100 times the rounding error: the floor is exact.
+    """
+    reciprocal = 1.0 / divisor.astype(jnp.float32)
+    return saturate(jnp.floor((numerator.astype(jnp.float32) + 0.5) * reciprocal).astype(jnp.int32))
+
+
+def normalise(x: Int8[Array, "*rows width"], scale: Int32[Array, "*broadcast width"]) -> Int8[Array, "*rows width"]:
+    """`sat(int16(x·w) // max(Σ|x| // width, 1))`, the integer layer normalisation; width is a power of 2."""
+    width = x.shape[-1]
+    magnitude = jnp.sum(jnp.abs(x.astype(jnp.int32)), axis=-1, keepdims=True) >> (width.bit_length() - 1)
+    product = x.astype(jnp.int32) * expand(scale, x.ndim)
+    return floor_divide(product, jnp.maximum(magnitude, 1)).astype(jnp.int8)
+
+
+@functools.cache
+def octave_table() -> tuple[int, ...]:
+    """`⌊2²⁰ · 2^(r/16)⌋` for r in 0…15, exactly."""
+    return tuple(_ceil_power(20 * 16 + r) - (1 if r else 0) for r in range(16))
+
+
+def exp2(z: Int32[Array, "*shape"]) -> Int32[Array, "*shape"]:
+    """`EXP2[z] = int(16·2^(z/16))` for z in 0…255: the octave's mantissa, shifted down.
+
+    A table of 16 chosen by the low bits with selects, which vectorise; a table of 256 would be a load per element.
+    """
+    level = [jnp.int32(value) for value in octave_table()]
+    for bit in range(4):
+        odd = (z >> bit) & 1 == 1
+        level = [jnp.where(odd, high, low) for low, high in zip(level[::2], level[1::2], strict=True)]
+    return level[0] >> (16 - (z >> 4))
+
+
+@functools.cache
+def log2_thresholds() -> np.ndarray:
+    """`⌈2^(28 + i/16)⌉` for i in 1…15, int32: where 16·log2 of a number in [2²⁸, 2²⁹) passes a sixteenth."""
+    return np.array([_ceil_power(28 * 16 + i) for i in range(1, 16)], np.int32)
+
+
+def _ceil_power(sixteenths: int) -> int:
+    """`⌈2^(sixteenths/16)⌉`, exactly: the least n with n¹⁶ ≥ 2^sixteenths."""
+    n = math.floor(2 ** (sixteenths / 16)) - 2
+    while n**16 < 2**sixteenths:
+        n += 1
+    return n
+
+
+def log2_sixteenths(total: Int32[Array, "*shape"]) -> Int32[Array, "*shape"]:
+    """`int(16·log2(total/16))` for total in [16, 2²⁹), from the position of the top bit and 15 thresholds."""
+    top = 31 - lax.clz(total)
+    mantissa = total << (28 - top)
+    passed = jnp.sum(
+        (mantissa[..., None] >= expand(jnp.asarray(log2_thresholds()), total.ndim + 1)).astype(jnp.int32),
+        axis=-1,
+    )
+    return 16 * (top - 4) + passed
+
+
+def log_likelihood(logits: Integer[Array, "*shape bytes"], target: Integer[Array, "*target"]) -> Int32[Array, "*shape"]:
+    """Sixteenths of a bit: `z[target] − int(16·log2(Σ EXP2[z]/16))` with `z = logits + 128`; at most 0 but rounding.
+
+    `target` broadcasts against the leading axes of `logits`.
+    """
+    z = logits.astype(jnp.int32) + 128
+    total = jnp.sum(exp2(z), axis=-1, dtype=jnp.int32)
+    index = jnp.broadcast_to(target.astype(jnp.int32), z.shape[:-1])[..., None]
+    chosen = jnp.take_along_axis(z, index, axis=-1, mode="promise_in_bounds")[..., 0]
+    return chosen - log2_sixteenths(total)

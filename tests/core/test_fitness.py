@@ -1,0 +1,96 @@
+"""Laws of fitness shaping."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from eggroll.core import fitness as shaping
+
+ANY = st.floats(width=32, allow_nan=True, allow_infinity=True)
+FINITE = st.floats(-(2.0**100), 2.0**100, width=32, allow_subnormal=False)
+SHAPINGS = ["z_score", "centred_rank", "group_z_score", "per_prompt", "antithetic_sign"]
+QUICK = settings(max_examples=15, deadline=None)
+
+
+def shape(name, scores):
+    return np.asarray(shaping.shape_by_name(name, group_size=4)(jnp.asarray(scores, jnp.float32)))
+
+
+@pytest.mark.parametrize("name", SHAPINGS)
+@QUICK
+@given(scores=arrays(np.float32, 8, elements=ANY))
+def test_utilities_are_finite_and_centred(name, scores):
+    utilities = shape(name, scores)
+    assert utilities.shape == (8,) and utilities.dtype == np.float32
+    assert np.isfinite(utilities).all()
+    assert abs(utilities.mean()) < 1e-5
+
+
+@pytest.mark.parametrize("name", SHAPINGS)
+@QUICK
+@given(value=ANY)
+def test_equal_scores_give_zero(name, value):
+    assert (shape(name, np.full(8, value, np.float32)) == 0).all()
+
+
+@pytest.mark.parametrize("name", ["z_score", "centred_rank", "per_prompt"])
+@QUICK
+@given(scores=arrays(np.float32, 8, elements=FINITE))
+def test_a_better_score_never_gets_less(name, scores):
+    utilities = shape(name, scores)[np.argsort(scores, kind="stable")]
+    assert (np.diff(utilities) >= 0).all()
+
+
+@pytest.mark.parametrize("name", SHAPINGS)
+@QUICK
+@given(scores=arrays(np.float32, 8, elements=FINITE), data=st.data())
+def test_nan_is_the_worst_and_infinities_are_the_extremes(name, scores, data):
+    """Inside what is compared: the group of four for group_z_score, everything otherwise."""
+    place = data.draw(st.integers(0, 7))
+    peers = slice(place // 4 * 4, place // 4 * 4 + 4) if name == "group_z_score" else slice(0, 8)
+    others = np.delete(scores[peers], place - peers.start)
+    for bad, replacement in ((np.nan, others.min()), (-np.inf, others.min()), (np.inf, others.max())):
+        spoiled, repaired = scores.copy(), scores.copy()
+        spoiled[place], repaired[place] = bad, replacement
+        np.testing.assert_array_equal(shape(name, spoiled), shape(name, repaired))
+
+
+@QUICK
+@given(scores=arrays(np.float32, 8, elements=st.floats(-100, 100, width=32, allow_subnormal=False)))
+def test_formulas(scores):
+    wide = scores.astype(np.float64)
+    if scores.max() - scores.min() < 1e-3:
+        return
+    np.testing.assert_allclose(shape("z_score", scores), (wide - wide.mean()) / wide.std(), rtol=1e-3, atol=1e-3)
+    ranks = np.array([((wide < f).sum() + (wide <= f).sum() - 1) / 2 for f in wide])
+    np.testing.assert_allclose(shape("centred_rank", scores), ranks / 7 - 0.5, atol=1e-6)
+    sign = np.sign(scores[::2] - scores[1::2])
+    np.testing.assert_array_equal(shape("antithetic_sign", scores), np.stack([sign, -sign], 1).ravel())
+    halves = [shape("z_score", half) for half in scores.reshape(2, 4)]
+    np.testing.assert_allclose(shape("group_z_score", scores), np.concatenate(halves), rtol=1e-5, atol=1e-6)
+
+
+def test_per_prompt_by_hand():
+    scores = np.random.default_rng(0).normal(size=(6, 3)) + np.array([[0.0, 5.0, -9.0]])
+    expected = ((scores - scores.mean(0)) / scores.std()).mean(1)
+    np.testing.assert_allclose(shape("per_prompt", scores), expected, rtol=1e-4, atol=1e-5)
+    easy_and_hard = np.array([[1.0, 0.0]] * 4)
+    assert (shape("per_prompt", easy_and_hard) == 0).all()
+
+
+def test_counts_nan():
+    assert shaping.count_nan(jnp.array([1.0, jnp.nan, jnp.inf, jnp.nan])) == 2
+
+
+def test_errors_say_what_was_expected():
+    with pytest.raises(ValueError, match=r"expected a shaping among z_score, .*group_z_score, got 'softmax'"):
+        shaping.shape_by_name("softmax")
+    with pytest.raises(ValueError, match="expected a group_size"):
+        shaping.shape_by_name("group_z_score")
+    with pytest.raises(ValueError, match="expected group_size ≥ 2, got 1"):
+        shaping.group_z_score(1)
+    with pytest.raises(ValueError, match="expected a group_size that divides the 8 members, got 3"):
+        shaping.group_z_score(3)(jnp.zeros(8))

@@ -1,0 +1,268 @@
+"""The whole algorithm: against a loop over members, and on two problems that must improve."""
+
+import flax.linen as nn
+import jax
+import jax.extend.core
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from eggroll.core import EvolutionStrategy, FullRank, LowRank, MaterialiseError, per_group
+from eggroll.core.fitness import centred_rank
+
+from .oracle import gradient, member_params
+
+PARAMS = {"b": jnp.zeros(3), "w": jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)), jnp.float32)}
+X = jnp.asarray(np.random.default_rng(1).normal(size=(2, 4)), jnp.float32)
+
+
+def strategy(optimizer=None, **kwargs):
+    return EvolutionStrategy(optimizer or optax.sgd(0.1), **({"population_size": 12, "sigma": 0.1} | kwargs))
+
+
+def score(params, key, x):
+    return -jnp.square(jnp.tanh(x @ params["w"]) + params["b"][None] - 0.3).mean()
+
+
+def close(one, two, tolerance=1e-5):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance), one, two)
+
+
+@pytest.mark.parametrize(
+    ("settings", "oracle"),
+    [
+        ({}, {}),
+        ({"rank": 3, "law": "signs", "chunk_size": 8}, {"rank": 3, "law": "signs"}),
+        ({"distribution": FullRank("popcount"), "chunk_size": 2}, {"low_rank": False}),
+    ],
+)
+def test_two_steps_are_those_of_a_loop_over_members(settings, oracle):
+    es = strategy(shaping=centred_rank, **settings)
+    state = es.init(PARAMS, seed=3)
+    params = {path: np.asarray(value, np.float64) for path, value in PARAMS.items()}
+    for generation in range(2):
+        which = {"sigma": 0.1, "seed": 3, "generation": generation} | oracle
+        members = [jax.tree.map(jnp.float32, member_params(params, i, **which)) for i in range(12)]
+        fitness = np.array([float(score(p, None, X)) for p in members])
+        close(es.perturbed(state, 7), members[7])
+        state, info = es.step(state, score, X)
+        close(info.fitness, fitness)
+        utilities = np.argsort(np.argsort(fitness)) / 11 - 0.5
+        ascent = gradient(params, utilities, **which)
+        params = {path: value + 0.1 * ascent[path] for path, value in params.items()}
+        close(state.params, params)
+    assert int(state.generation) == 2
+
+
+@pytest.mark.parametrize("distribution", [LowRank(2), FullRank()])
+def test_chunk_size_does_not_matter(distribution):
+    results = []
+    for chunk_size in (2, 8, 12):
+        es = strategy(distribution=distribution, chunk_size=chunk_size, shaping="centred_rank")
+        state, info = es.step(es.init(PARAMS), score, X)
+        results.append((info.fitness, state.params))
+    close(results[0], results[1])
+    close(results[0], results[2])
+
+
+def test_ask_and_tell_equal_step():
+    es = strategy(optax.adam(0.01), group_size=4)
+    state = other = es.init(PARAMS, seed=1)
+
+    def noisy(params, key, x):
+        return score(params, key, x) + 0.1 * jax.random.normal(key)
+
+    for _ in range(2):
+        members = es.ask(other)
+        fitness = [noisy(es.perturbed(other, i), members.key[i], X) for i in range(12)]
+        other, told = es.tell(other, fitness)
+        state, info = es.step(state, noisy, X)
+        close((other, told.fitness_mean), (state, info.fitness_mean), 1e-4)
+    assert members.member.tolist() == list(range(12)) and members.sign.tolist() == [1, -1] * 6
+    assert (
+        members.pair.tolist() == [i // 2 for i in range(12)] and members.group.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    )
+    assert members.generation == 1
+
+
+def every_size(jaxpr):
+    sizes = [v.aval.size for e in jaxpr.eqns for v in e.outvars if hasattr(v.aval, "size")]
+    return sizes + [size for inner in jax.extend.core.subjaxprs(jaxpr) for size in every_size(inner)]
+
+
+@pytest.mark.parametrize(("distribution", "formed"), [(LowRank(2), False), (FullRank(), True)])
+def test_a_step_forms_no_dense_matrix_of_a_member(distribution, formed):
+    """Nothing in a whole step is as large as a matrix for each pair; full rank shows the walk sees it."""
+    x, es = jnp.ones((1, 24)), strategy(distribution=distribution)
+    state = es.init({"w": jnp.ones((24, 24))})
+    jaxpr = jax.make_jaxpr(lambda s: es.step(s, lambda p, k: jnp.tanh(x @ p["w"]).sum()))(state)
+    assert (max(every_size(jaxpr.jaxpr)) >= 6 * 24 * 24) == formed
+
+
+@pytest.mark.parametrize("optimizer", [optax.sgd(0.1, momentum=0.9), optax.adamw(optax.linear_schedule(0.1, 0, 10))])
+def test_nothing_is_compiled_again(optimizer):
+    traces = []
+
+    def counting(params, key, x):
+        traces.append(None)
+        return score(params, key, x)
+
+    params = {"b": np.zeros(3), "w": jnp.asarray(PARAMS["w"], jnp.bfloat16), "s": 1.5}
+    es = strategy(optimizer, sigma=optax.exponential_decay(0.1, 1, 0.9), chunk_size=4)
+    state = es.init(params)
+    state, info = es.step(state, counting, X.astype(jnp.bfloat16))
+    count = len(traces)
+    with jax.no_tracing():
+        for _ in range(3):
+            state, info = es.step(state, counting, X.astype(jnp.bfloat16))
+    assert len(traces) == count == 1
+    assert es._step._cache_size() == 1
+    assert float(info.sigma) == pytest.approx(0.1 * 0.9**3)
+    assert state.params["w"].dtype == jnp.bfloat16 and jax.tree.structure(state.params) == jax.tree.structure(params)
+
+
+def test_info():
+    es = strategy()
+    fitness = np.array([0.0, 1, 2, 3, np.nan, 5, 6, 7, 8, np.inf, 10, 11], np.float32)
+    state, info = es.tell(es.init(PARAMS), fitness)
+    finite = fitness[np.isfinite(fitness)]
+    assert int(info.nan_count) == 1 and info.fitness.shape == (12,) and int(info.generation) == 0
+    stats = (info.fitness_mean, info.fitness_max, info.fitness_min, info.fitness_std)
+    close(stats, (finite.mean(), finite.max(), finite.min(), finite.std()))
+    assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(state.params))
+
+
+def test_equal_fitness_changes_nothing():
+    es = strategy()
+    state, _ = es.tell(es.init(PARAMS), np.ones(12))
+    jax.tree.map(np.testing.assert_array_equal, state.params, PARAMS)
+
+
+def test_frozen_leaves_stay_even_under_weight_decay():
+    params = PARAMS | {"table": jnp.arange(4)}
+    es = strategy(optax.adamw(0.1, weight_decay=0.5), frozen=("table", "b"))
+    state, _ = es.step(es.init(params | {"b": jnp.ones(3)}), score, X)
+    np.testing.assert_array_equal(state.params["table"], params["table"])
+    np.testing.assert_array_equal(state.params["b"], jnp.ones(3))
+    assert not np.allclose(state.params["w"], params["w"])
+
+
+def test_carry_and_aux_are_returned_in_that_order():
+    es = strategy(group_size=6)
+    state = es.init(PARAMS)
+    parts = per_group(jnp.stack([X, 2 * X]))
+
+    def both(params, key, own, x):
+        return score(params, key, x), own + 1, {"x": x[0, 0]}
+
+    state, _, carry, aux = es.step(state, both, parts, carry=jnp.zeros(12), has_aux=True)
+    assert carry.tolist() == [1.0] * 12
+    close(aux["x"], jnp.repeat(jnp.array([X[0, 0], 2 * X[0, 0]]), 6))
+    state, _info, carry = es.step(state, lambda *a: both(*a)[:2], parts, carry=carry)
+    assert carry.tolist() == [2.0] * 12
+    state, _info, aux = es.step(state, lambda p, k, x: (score(p, k, x), x.sum()), X, has_aux=True)
+    assert aux.shape == (12,)
+
+
+def test_per_prompt_scores_can_be_told():
+    es = strategy(shaping="per_prompt")
+    scores = np.random.default_rng(0).normal(size=(12, 5))
+    _state, info = es.tell(es.init(PARAMS), scores)
+    close(info.fitness, scores.mean(1).astype(np.float32))
+
+
+def test_runs_over_seeds_with_vmap():
+    es = strategy()
+    states = [es.init(PARAMS, seed=s) for s in (0, 1)]
+    together, _ = jax.vmap(lambda s: es.step(s, score, X))(jax.tree.map(lambda *x: jnp.stack(x), *states))
+    for i, state in enumerate(states):
+        close(jax.tree.map(lambda x, i=i: x[i], together.params), es.step(state, score, X)[0].params, 1e-4)
+
+
+def test_improves_on_a_quadratic():
+    target = jnp.asarray(np.random.default_rng(2).normal(size=(6, 5)), jnp.float32)
+    probe = jnp.eye(6)
+
+    def fitness(params, key):
+        return -jnp.square(probe @ params["w"] - target).sum()
+
+    es = strategy(optax.sgd(optax.linear_schedule(0.01, 0.0, 120)), population_size=64, sigma=0.05)
+    state, first = es.step(es.init({"w": jnp.zeros((6, 5))}), fitness)
+    for _ in range(120):
+        state, info = es.step(state, fitness)
+    assert float(info.fitness_mean) > 0.02 * float(first.fitness_mean)
+
+
+def test_improves_a_flax_classifier():
+    rng = np.random.default_rng(0)
+    label = np.arange(60) % 3
+    x = jnp.asarray(rng.normal(size=(60, 4)) + 2 * np.eye(3, 4)[label], jnp.float32)
+    model = nn.Sequential([nn.Dense(8), nn.tanh, nn.Dense(3)])
+
+    def accuracy(params, key, x, label):
+        return (model.apply(params, x).argmax(-1) == label).mean()  # has no gradient
+
+    es = strategy(optax.adam(0.05), population_size=64, sigma=0.1)
+    state = es.init(model.init(jax.random.key(0), x))
+    before = accuracy(state.params, None, x, label)
+    for _ in range(30):
+        state, _ = es.step(state, accuracy, x, jnp.asarray(label))
+    assert accuracy(state.params, None, x, label) > max(0.85, before + 0.1)
+
+
+def test_materialising_is_refused_then_allowed():
+    def decayed(params, key, x):
+        return score(params, key, x) - jnp.square(params["w"]).sum()
+
+    es = strategy()
+    with pytest.raises(MaterialiseError, match=r"leaf 'w' low-rank, got square .*allow_materialise=\(\"w\",\)"):
+        es.step(es.init(PARAMS), decayed, X)
+    es = strategy(allow_materialise=("w",))
+    _state, info = es.step(es.init(PARAMS), decayed, X)
+    fresh = es.init(PARAMS)
+    close(info.fitness, [decayed(es.perturbed(fresh, i), None, X) for i in range(12)])
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "match"),
+    [
+        ({"population_size": 7}, "expected an even population_size ≥ 2, got 7; .*choose 8"),
+        ({"population_size": 0}, "expected an even population_size ≥ 2, got 0"),
+        ({"rank": 0}, "expected rank ≥ 1, got 0"),
+        ({"sigma": 0.0}, "expected sigma > 0, got 0.0"),
+        ({"sigma": optax.constant_schedule(-1.0)}, "expected sigma > 0, got -1.0"),
+        ({"group_size": 3}, "expected an even group_size ≥ 2, got 3"),
+        ({"group_size": 8}, "expected a group_size that divides population_size 12, got 8"),
+        ({"chunk_size": 5}, "expected an even chunk_size ≥ 2, got 5"),
+        ({"shaping": "best"}, "expected a shaping among"),
+        ({"rank": 2, "distribution": LowRank()}, "expected rank and law inside the distribution"),
+    ],
+)
+def test_settings_are_validated(kwargs, match):
+    with pytest.raises(ValueError, match=match) as error:
+        strategy(**kwargs)
+    assert "\n" not in str(error.value)
+
+
+def test_errors_of_init_step_tell_and_perturbed():
+    es = strategy()
+    with pytest.raises(ValueError, match="expected float leaves, got int32 in leaf 'n'"):
+        es.init({"n": jnp.arange(3)})
+    with pytest.raises(ValueError, match="expected at least one leaf to train"):
+        es.init({})
+    with pytest.raises(ValueError, match="expected rank ≤ 3 for leaf 'w'"):
+        strategy(rank=4).init(PARAMS)
+    state = es.init(PARAMS)
+    with pytest.raises(ValueError, match=r"with leaf 'w' float32\[4,3\], got float32\[4,2\]; call init again"):
+        es.step(state._replace(params=PARAMS | {"w": jnp.ones((4, 2))}), score, X)
+    with pytest.raises(ValueError, match=r"with leaf 'z' absent, got float32\[\]"):
+        es.step(state._replace(params=PARAMS | {"z": jnp.float32(1)}), score, X)
+    with pytest.raises(ValueError, match=r"expected 12 fitnesses, got shape \(11,\)"):
+        es.tell(state, np.zeros(11))
+    with pytest.raises(ValueError, match=r"expected a member in \[0, 12\), got 12"):
+        es.perturbed(state, 12)
+    with pytest.raises(ValueError, match=r"scalar number, got float32\[3\]"):
+        es.step(state, lambda p, k: p["b"])
+    with pytest.raises(ValueError, match=r"expected utilities of shape \(12,\)"):
+        strategy(shaping=lambda f: f[:3]).tell(state, np.zeros(12))
