@@ -123,9 +123,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--elements", type=int, default=1024, help="values of each stream")
     flags = parser.parse_args(arguments)
     for name in GENERATORS:
-        print(
-            json.dumps(asdict(measure(name, flags.pairs, flags.elements, chunk=2048, jax=True))), flush=True
-        )
+        print(json.dumps(asdict(measure(name, flags.pairs, flags.elements, chunk=2048, jax=True))), flush=True)
 
 
 if __name__ == "__main__":

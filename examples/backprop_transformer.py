@@ -49,9 +49,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--context", type=int, default=64, help="bytes of a window")
     add("--batch", type=int, default=16, help="windows of a step")
     add("--seconds", type=float, default=60.0, help="training time of each optimiser, seconds")
-    add(
-        "--validation-bytes", type=int, default=65_536, help="held-out bytes to use, from the start; 0 is all"
-    )
+    add("--validation-bytes", type=int, default=65_536, help="held-out bytes to use, from the start; 0 is all")
     add("--validate-every", type=float, default=10.0, help="training seconds between validations")
     # Tried, 20 s: SGD 1.0 diverges, 0.3 4.16, 0.1 4.32; Adam 1e-3 4.00 (+60 % bytes), 3e-3 4.01, 1e-2 4.08.
     add("--sgd-rate", type=float, default=0.3, help="learning rate of SGD")

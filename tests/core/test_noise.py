@@ -243,9 +243,7 @@ def test_bits_are_uniform(shape: str) -> None:
 
 def flip(counter: str, bit: int, base: np.ndarray) -> np.ndarray:
     """Bits of 4096 draws whose counters are `base`, with one bit of one counter flipped."""
-    counters = dict(
-        zip(("seed0", "seed1", "leaf", "factor", "generation", "pair", "element"), base, strict=True)
-    )
+    counters = dict(zip(("seed0", "seed1", "leaf", "factor", "generation", "pair", "element"), base, strict=True))
     if counter:
         counters[counter] = counters[counter] ^ np.int32(noise.signed(1 << bit))
     seed = counters["seed0"], counters["seed1"]
@@ -424,9 +422,7 @@ def test_seed_words() -> None:
     assert noise.seed_words(2**64 - 1) == (-1, -1)
     assert noise.seed_words(2**32 + 2**31) == (-(2**31), 1)
     for seed in (-1, 2**64):
-        with pytest.raises(
-            ValueError, match=rf"expected a seed in \[0, 2\*\*64\), got {seed}; choose another seed"
-        ):
+        with pytest.raises(ValueError, match=rf"expected a seed in \[0, 2\*\*64\), got {seed}; choose another seed"):
             noise.seed_words(seed)
 
 

@@ -23,9 +23,7 @@ def example() -> types.ModuleType:
     return module
 
 
-def test_both_optimisers_improve(
-    example: types.ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_both_optimisers_improve(example: types.ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "data.txt").write_text("the quick brown fox jumps over the lazy dog. " * 200)
     sizes = {"width": 32, "layers": 1, "context": 16, "batch": 8, "seconds": 0.7, "validate-every": 0.5}
     flags = [f"--{name}={value}" for name, value in sizes.items()]
@@ -63,9 +61,7 @@ def test_no_place_sees_what_comes_after_it(example: types.ModuleType) -> None:
     assert (np.abs(one[5:] - two[5:]).max(axis=1) > 1e-3).all()
 
 
-def test_bad_data_exits_2_with_one_line(
-    example: types.ModuleType, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_data_exits_2_with_one_line(example: types.ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     assert example.main(["--data", "/no/such"]) == 2
     assert capsys.readouterr().err == (
         "expected an existing file or folder, got '/no/such'; check the path given to --data\n"

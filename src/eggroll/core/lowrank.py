@@ -65,17 +65,16 @@ def _bind(equation: Any, values: list[Any]) -> list[Any]:
     return list(result) if equation.primitive.multiple_results else [result]
 
 
-def _scan(
-    values: list[Any],
-    *,
-    jaxpr: Any,
-    num_consts: int,
-    num_carry: int,
-    length: int,
-    reverse: bool,
-    unroll: Any,
-    **_: Any,
-) -> list[Any]:
+def _scan_sizes(params: dict[str, Any]) -> tuple[int, int]:
+    """How many operands of a scan are constants and how many are its carry; jax 0.11 keeps them as trees."""
+    if "ft_in" in params:
+        consts, carry, _ = (len(part) for part in params["ft_in"].elts)
+        return consts, carry
+    return params["num_consts"], params["num_carry"]
+
+
+def _scan(values: list[Any], *, jaxpr: Any, length: int, reverse: bool, unroll: Any, **params: Any) -> list[Any]:
+    num_consts, num_carry = _scan_sizes(params)
     consts, xs = values[:num_consts], values[num_consts + num_carry :]
     init = [to_dense(value, "a scan carry") for value in values[num_consts : num_consts + num_carry]]
 

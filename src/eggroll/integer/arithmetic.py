@@ -56,9 +56,9 @@ def _float_matmul(
     contract_last = (((x.ndim - 1,), (1,)), ((), ()))
     total = jnp.int32(0)
     for k in range(0, weight.shape[1], EXACT_BLOCK):
-        sides = (side[..., k : k + EXACT_BLOCK].astype(dtype) for side in (x, weight))
+        left, right = (side[..., k : k + EXACT_BLOCK].astype(dtype) for side in (x, weight))
         product = lax.dot_general(
-            *sides, contract_last, precision=lax.Precision.HIGHEST, preferred_element_type=jnp.float32
+            left, right, contract_last, precision=lax.Precision.HIGHEST, preferred_element_type=jnp.float32
         )
         total = total + product.astype(jnp.int32)
     return total

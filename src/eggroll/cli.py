@@ -1,0 +1,160 @@
+"""The command `eggroll`: one sub-command per job. Nothing is parsed and no engine is imported before `main`."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import itertools
+import json
+import platform
+import re
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from typing import Any
+
+from eggroll._version import __version__
+from eggroll.core.errors import UsageError
+
+STATUS_BAD_INPUT = 2
+_LISTED = ("jax", "jaxlib", "optax", "orbax-checkpoint", "numpy", "tyro", "rich", "matplotlib", "jaxtyping")
+_EXTRAS = {"hf": ("datasets",)}
+
+
+def pretrain(arguments: Sequence[str]) -> int:
+    """pretrain a byte-level language model in pure int8"""
+    started = time.perf_counter()
+    from eggroll.pretrain.config import PretrainConfig, preset
+    from eggroll.pretrain.job import pretrain as run
+
+    default = preset(_preset_named(arguments))
+    config = _parse(PretrainConfig, "pretrain", arguments, default=default)
+    outcome = run(config, report=_say, started=started)
+    print(json.dumps(outcome.summary))
+    return outcome.exit_status
+
+
+def sample(arguments: Sequence[str]) -> int:
+    """write text from a pretrained model"""
+    from eggroll.pretrain.sample import SampleConfig, prompt_bytes
+    from eggroll.pretrain.sample import sample as run
+
+    config = _parse(SampleConfig, "sample", arguments)
+    sys.stdout.buffer.write(prompt_bytes(config) + run(config) + b"\n")
+    return 0
+
+
+def doctor(arguments: Sequence[str]) -> int:
+    """print versions, devices and extras"""
+    _parse(lambda: None, "doctor", arguments, description=doctor.__doc__)
+    import jax
+
+    print(f"eggroll {__version__}, Python {platform.python_version()}, {platform.platform()}")
+    for name in _LISTED:
+        print(f"  {name} {metadata.version(name)}")
+    for device in jax.devices():
+        print(f"device {device.id}: {device.platform} {device.device_kind}")
+    for extra, modules in _EXTRAS.items():
+        missing = [module for module in modules if importlib.util.find_spec(module) is None]
+        state = f'absent: pip install "eggroll-es[{extra}]"' if missing else "present"
+        print(f"extra {extra}: {state}")
+    return 0
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"pretrain": pretrain, "sample": sample, "doctor": doctor}
+
+
+def _preset_named(arguments: Sequence[str]) -> str:
+    """The preset must be known before the flags are parsed, since it is their defaults; the last one counts."""
+    return (_values(arguments, "--preset") or ["demo"])[-1]
+
+
+def _values(arguments: Sequence[str], flag: str) -> list[str]:
+    """What follows a flag, every time that it is given."""
+    found = []
+    for name, value in itertools.pairwise([*arguments, ""]):
+        if name == flag:
+            found.append(value)
+        elif name.startswith(f"{flag}="):
+            found.append(name.split("=", 1)[1])
+    return found
+
+
+def _parse(kind: Callable[..., Any], command: str, arguments: Sequence[str], **options: Any) -> Any:
+    """Flags to a configuration. `--help` leaves by SystemExit.
+
+    Raises:
+      UsageError: a flag or a value is wrong; one line in place of tyro's box.
+    """
+    import tyro
+
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            return tyro.cli(kind, args=list(arguments), prog=f"eggroll {command}", **options)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise _usage_error_behind(stop) or UsageError(_one_line(box.getvalue(), command, arguments)) from None
+
+
+def _usage_error_behind(error: BaseException | None) -> UsageError | None:
+    """The complaint of a configuration about its values, which tyro takes for one about a flag."""
+    while error is not None and not isinstance(error, UsageError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _one_line(box: str, command: str, arguments: Sequence[str]) -> str:
+    """What tyro's box says, as the house says it: the text between its title and its first rule."""
+    rows = [row.strip("│ ") for row in box.splitlines()[1:]]
+    body = itertools.dropwhile(_is_rule, rows)
+    text = " ".join(itertools.takewhile(lambda row: not _is_rule(row), body))
+    wrong = re.match(r"Error parsing (--[\w-]+):", text)
+    if wrong:
+        flag = wrong[1]
+        usage = next((row for row in rows if row.startswith(f"{flag} ")), flag)
+        value = (_values(arguments, flag) or [""])[-1]
+        return f"expected {usage}, got {value!r}; eggroll {command} --help tells its flags"
+    got = text[:1].lower() + text[1:].rstrip(".")
+    return f"expected the flags that eggroll {command} --help tells, got {got}; mend the command"
+
+
+def _is_rule(row: str) -> bool:
+    """Whether it is a line of the box, drawn in Unicode or, where the terminal has none, in hyphens."""
+    return not row.strip("─╰╯- ")
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _help() -> str:
+    rows = "\n".join(f"  {name:10} {command.__doc__}" for name, command in COMMANDS.items())
+    return f"usage: eggroll COMMAND [flags]; eggroll COMMAND --help tells its flags\n\n{rows}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a sub-command; returns the exit status: 0 done, 2 bad input (one line on standard error), 130 interrupted."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("-h", "--help"):
+        print(_help())
+        return 0 if given else STATUS_BAD_INPUT
+    if given[0] == "--version":
+        print(__version__)
+        return 0
+    if given[0] not in COMMANDS:
+        _say(f"eggroll: expected a command among {', '.join(COMMANDS)}, got {given[0]!r}; see eggroll --help")
+        return STATUS_BAD_INPUT
+    try:
+        return COMMANDS[given[0]](given[1:])
+    except UsageError as error:
+        _say(f"eggroll {given[0]}: {error}")
+        return STATUS_BAD_INPUT
+    except SystemExit as stop:  # --help
+        return int(stop.code or 0)
+    except KeyboardInterrupt:
+        _say(f"eggroll {given[0]}: stopped at once; finished snapshots and metrics stay as they are")
+        return 130

@@ -1,0 +1,134 @@
+"""Settings of `eggroll pretrain`, and its presets."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from eggroll.core.errors import UsageError
+from eggroll.integer.model import Config
+from eggroll.integer.update import alpha_at
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Pretrain a byte-level language model in pure int8, without gradients."""
+
+    preset: str = "demo"
+    """Where the other defaults come from: demo (minutes on two cores), paper, or tiny (seconds)."""
+    data: tuple[str, ...] = ()
+    """Files, folders, globs (.txt .py .md .jsonl .npy) or hf:NAME; none: the Python standard library's sources."""
+    run_dir: Path | None = None
+    """Folder of the run, which must not exist; none: a fresh name under runs/."""
+    seed: int = 0
+    """Seed of start parameters and noise, in [0, 2**64)."""
+    layers: int = 1
+    """Blocks of the model."""
+    width: int = 64
+    """Units of the residual stream, a power of 4."""
+    population_size: int = 4096
+    """Members of the population, all devices together; even."""
+    group_size: int = 32
+    """Members that read the same bytes; even, divides the population size."""
+    seq_len: int = 32
+    """Bytes that a member reads in one generation."""
+    generations: int = 1000
+    """Updates to make."""
+    rank: int = 1
+    """Rank of a perturbation, a power of 4."""
+    sigma_shift: int = 4
+    """Perturbation size: a standard deviation of 2^-N, in units of 1.0 (16 weight steps)."""
+    alpha: float = 4.0
+    """Fraction of weights that chance alone would move; above 1 it decays from 1 as 1/((2^alpha - 1) t/decay + 1)."""
+    decay: float = 1000.0
+    """Generations in which that decay runs its course."""
+    chunk_size: int | Literal["auto"] = "auto"
+    """Members evaluated at once; changes speed and memory, no result."""
+    validation_bytes: int = 262_144
+    """Most bytes held out for validation, in whole documents."""
+    validate_every: int = 100
+    """Generations between validations."""
+    snapshot_every: int = 500
+    """Generations between snapshots."""
+
+    def __post_init__(self) -> None:
+        self.model()
+        if self.alpha > 64:
+            raise UsageError(f"expected --alpha of at most 64, got {self.alpha}; the default is 4")
+        alpha_at(0, self.alpha, self.decay)
+        for name in ("seq_len", "generations", "validate_every", "snapshot_every", "population_size", "group_size"):
+            if getattr(self, name) < 1:
+                flag = "--" + name.replace("_", "-")
+                raise UsageError(f"expected {flag} of at least 1, got {getattr(self, name)}; give a positive number")
+        self._check_population()
+        if not 0 <= self.seed < 2**64:
+            raise UsageError(f"expected --seed in [0, 2**64), got {self.seed}; choose another seed")
+
+    def _check_population(self) -> None:
+        for name in ("population_size", "group_size"):
+            value = getattr(self, name)
+            if value % 2:
+                flag = "--" + name.replace("_", "-")
+                raise UsageError(
+                    f"expected an even {flag}, since members come in pairs, got {value}; use {value - 1} or {value + 1}"
+                )
+        if self.population_size % self.group_size:
+            raise UsageError(
+                f"expected --group-size to divide --population-size {self.population_size}, got {self.group_size}; "
+                "powers of 2 do"
+            )
+        if self.chunk_size != "auto" and (self.chunk_size < 2 or self.population_size % self.chunk_size):
+            raise UsageError(
+                f"expected --chunk-size auto or an even divisor of --population-size {self.population_size}, "
+                f"got {self.chunk_size}; choose auto"
+            )
+        if self.chunk_size != "auto" and self.chunk_size % 2:
+            raise UsageError(f"expected an even --chunk-size, got {self.chunk_size}; choose auto")
+
+    def model(self) -> Config:
+        """The model that these settings describe."""
+        return Config(self.layers, self.width, self.sigma_shift, self.rank)
+
+    def as_json(self) -> dict[str, Any]:
+        """For `config.json`."""
+        values = dataclasses.asdict(self)
+        return values | {"run_dir": str(self.run_dir) if self.run_dir else None, "data": list(self.data)}
+
+
+def preset(name: str) -> PretrainConfig:
+    """The settings of a preset.
+
+    Raises:
+      UsageError: there is no such preset.
+    """
+    if name not in PRESETS:
+        raise UsageError(f"expected --preset among {', '.join(PRESETS)}, got {name!r}; choose one of these")
+    return dataclasses.replace(PRESETS[name], preset=name)
+
+
+PRESETS = {
+    "demo": PretrainConfig(),
+    "paper": PretrainConfig(
+        layers=6,
+        width=256,
+        population_size=2**20,
+        group_size=512,
+        seq_len=100,
+        validation_bytes=1_000_000,
+        validate_every=50,
+        snapshot_every=50,
+    ),
+    "tiny": PretrainConfig(
+        width=16,
+        population_size=256,
+        group_size=16,
+        seq_len=16,
+        generations=30,
+        decay=30.0,
+        validation_bytes=8192,
+        validate_every=10,
+        snapshot_every=10,
+    ),
+}
