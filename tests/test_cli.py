@@ -39,6 +39,7 @@ def in_an_empty_folder(tmp_path, monkeypatch):
 
 
 BAD = {
+    "no data after --data": "pretrain --data",
     "empty file": "pretrain --data ../data/empty.txt",
     "missing file": "pretrain --data ../data/none.txt",
     "folder without text": "pretrain --data ../data/there",

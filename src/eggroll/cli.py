@@ -30,6 +30,14 @@ def pretrain(arguments: Sequence[str]) -> int:
     from eggroll.pretrain.job import pretrain as run
 
     default = preset(_preset_named(arguments))
+    if any(
+        flag == "--data" and (after.startswith("--") or not after)
+        for flag, after in itertools.pairwise([*arguments, ""])
+    ):
+        raise UsageError(
+            "expected a file, folder, glob or hf:NAME after --data, got nothing; leave --data out for "
+            "the standard library"
+        )
     config = _parse(PretrainConfig, "pretrain", arguments, default=default)
     outcome = run(config, report=_say, started=started)
     print(json.dumps(outcome.summary))

@@ -56,9 +56,15 @@ def test_greedy_takes_the_likeliest_byte_of_every_step():
 
 
 def shares(logits, temperature):
-    """`EXP2` of every byte, Python integers."""
-    top = max(logits)
-    return [int(16 * 2 ** (max(255 - (top - v) * 16 // temperature, 0) / 16)) for v in logits]
+    """`EXP2` of every byte, Python integers; 0 below the table."""
+    levels = [255 - (max(logits) - v) * 16 // temperature for v in logits]
+    return [int(16 * 2 ** (z / 16)) if z >= 0 else 0 for z in levels]
+
+
+def test_a_byte_far_below_the_likeliest_is_never_drawn():
+    logits = jnp.full(256, -100, jnp.int32).at[65].set(127)
+    bits = jnp.asarray([0, 1, -1, 2**31 - 1, -(2**31)], jnp.int32)
+    assert CHOOSE(logits, bits, 4).tolist() == [65] * 5
 
 
 @pytest.mark.parametrize("temperature", [1, 12, 16, 256])
@@ -69,7 +75,8 @@ def test_choose_is_exact_at_every_border(temperature, spread):
     running = np.cumsum(shares(logits, temperature)).tolist()
     total = running[-1]
     borders = [-(-value * 2**32 // total) for value in running[:-1]]
-    draws = [0, 2**32 - 1, *borders, *(border - 1 for border in borders)]
+    near = [*borders, *(border - 1 for border in borders)]
+    draws = [0, 2**32 - 1, *(draw for draw in near if 0 <= draw < 2**32)]
     expected = [sum(value <= draw * total >> 32 for value in running) for draw in draws]
     bits = jnp.asarray(np.array(draws, np.uint32).view(np.int32))
     np.testing.assert_array_equal(CHOOSE(jnp.asarray(logits, jnp.int32), bits, temperature), expected)

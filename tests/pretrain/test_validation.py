@@ -72,3 +72,11 @@ def test_lay_out_keeps_every_document_and_every_target(content):
         assert row[:1] == b"\0" or content.startswith(row.split(b"\0")[0])  # the state is reset or still zero
         documents += Counter(filter(None, row.split(b"\0")))
     assert documents == Counter(filter(None, content.split(b"\0")))
+
+
+def test_many_short_documents_waste_little():
+    """Rows are at least a segment long, so that padding stays within about one segment a row."""
+    stream = np.tile(np.array([0, 65, 66, 67, 68], np.uint8), 4000)
+    rows = validation.lay_out(stream)
+    assert rows.counted.sum() == len(stream) - 1
+    assert rows.counted.size <= 2 * len(stream) + 2 * validation.SEGMENT

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from eggroll.runs import folder as folder_module
 from eggroll.runs.folder import RunError, RunFolder, fresh_name
 
 
@@ -92,3 +93,10 @@ def test_metrics_are_lines_of_strict_json(tmp_path):
         {"generation": 0, "fitness_mean": None, "fitness_max": None},
         {"generation": 1, "fitness_mean": -0.5, "fitness_max": None},
     ]
+
+
+def test_a_fresh_name_that_is_taken_is_drawn_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = iter(["heron", "heron", "otter"])
+    monkeypatch.setattr(folder_module, "fresh_name", lambda job: next(names))
+    assert [RunFolder.create(None, "pretrain", {}).path.name for _ in range(2)] == ["heron", "otter"]

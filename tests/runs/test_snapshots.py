@@ -69,3 +69,16 @@ def test_a_damaged_one(folder, damage, capfd):
         metadata.unlink() if damage == "metadata gone" else metadata.write_bytes(metadata.read_bytes()[:99])
     assert "00000005" in complaint(folder)
     assert capfd.readouterr().err == ""
+
+
+def test_a_removal_that_was_cut_short_is_no_snapshot(folder, monkeypatch):
+    """A kill while old snapshots are removed leaves nothing that looks finished."""
+    snapshots.save(folder, 1, tree(), keep=2)
+
+    def killed(path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(snapshots.shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        snapshots.save(folder, 2, tree(), keep=1)
+    assert snapshots.generations(folder) == [2]

@@ -36,6 +36,18 @@ def saturate(value: Int32[Array, "*shape"]) -> Int32[Array, "*shape"]:
     return jnp.clip(value, -LIMIT, LIMIT)
 
 
+def row_sum(value: Int32[Array, "*rows width"]) -> Int32[Array, "*rows"]:
+    """Σ over the last axis, folding it in halves down to 16.
+
+    XLA's CPU backend cuts a longer reduction into windows and writes its terms to memory; folded, it stays one loop and
+    takes half the time. Integer sums do not depend on the order.
+    """
+    while value.shape[-1] > 16 and value.shape[-1] % 2 == 0:
+        half = value.shape[-1] // 2
+        value = value[..., :half] + value[..., half:]
+    return jnp.sum(value, axis=-1, dtype=jnp.int32)
+
+
 @functools.cache
 def cpu_operand_dtype() -> jnp.dtype:
     """What holds the operands of an exact product on this CPU: bfloat16 where it multiplies in hardware, else float32.
@@ -115,7 +127,7 @@ def perturbation(
     total = jnp.int32(0)
     for k in range(rank):
         a, b = (expand(side[:, k].astype(jnp.int32), x.ndim) for side in factors)
-        c = jnp.sum(x.astype(jnp.int32) * b, axis=-1, keepdims=True)
+        c = row_sum(x.astype(jnp.int32) * b)[..., None]
         if LIMIT * LIMIT * inputs > limit:
             c = jnp.clip(c, -limit, limit)
         total = total + (c * expand(signs, x.ndim)) * a
@@ -160,7 +172,7 @@ def floor_divide(numerator: Int32[Array, "*shape"], divisor: Int32[Array, "*divi
 def normalise(x: Int8[Array, "*rows width"], scale: Int32[Array, "*broadcast width"]) -> Int8[Array, "*rows width"]:
     """`sat(int16(x·w) // max(Σ|x| // width, 1))`, the integer layer normalisation; width is a power of 2."""
     width = x.shape[-1]
-    magnitude = jnp.sum(jnp.abs(x.astype(jnp.int32)), axis=-1, keepdims=True) >> (width.bit_length() - 1)
+    magnitude = row_sum(jnp.abs(x.astype(jnp.int32)))[..., None] >> (width.bit_length() - 1)
     product = x.astype(jnp.int32) * expand(scale, x.ndim)
     return floor_divide(product, jnp.maximum(magnitude, 1)).astype(jnp.int8)
 
@@ -214,7 +226,7 @@ def log_likelihood(logits: Integer[Array, "*shape bytes"], target: Integer[Array
     `target` broadcasts against the leading axes of `logits`.
     """
     z = logits.astype(jnp.int32) + 128
-    total = jnp.sum(exp2(z), axis=-1, dtype=jnp.int32)
+    total = row_sum(exp2(z))
     index = jnp.broadcast_to(target.astype(jnp.int32), z.shape[:-1])[..., None]
     chosen = jnp.take_along_axis(z, index, axis=-1, mode="promise_in_bounds")[..., 0]
     return chosen - log2_sixteenths(total)

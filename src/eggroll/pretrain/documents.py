@@ -9,6 +9,7 @@ from __future__ import annotations
 import glob
 import importlib
 import json
+import logging
 import os
 import sysconfig
 from collections.abc import Callable, Iterator
@@ -208,6 +209,7 @@ def hub_splits(value: str) -> dict[str, Iterator[bytes]]:
     except ImportError:
         mend = 'run: pip install "eggroll-es[hf]"'
         raise CorpusError(f"the package datasets for {value}", "no such package", mend) from None
+    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)  # it logs each retry of what we then raise
     try:
         splits = _load_splits(datasets, value.removeprefix("hf:"))
     except Exception as error:  # the network, the hub and every data set's own builder

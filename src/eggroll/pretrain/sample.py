@@ -1,7 +1,7 @@
 """Text from a trained model, in integer arithmetic to the last step.
 
-A byte is drawn in proportion to `EXP2[z]`, the very integers of the loss. The temperature scales the distance of each
-logit from the largest one, in sixteenths.
+A byte is drawn in proportion to `EXP2[z]`, the loss's own table, with z counted down from 255 at the likeliest byte; a
+byte that falls below the table is never drawn. The temperature scales that distance, in sixteenths.
 """
 
 from __future__ import annotations
@@ -142,8 +142,8 @@ def choose(logits: Int32[Array, "bytes"], bits: Int32[Array, ""], temperature: i
     """The byte at which the running sum of `EXP2` passes `⌊bits · S / 2³²⌋`, computed in 16-bit halves, exactly."""
     if temperature == 0:
         return jnp.argmax(logits).astype(jnp.int32)
-    z = jnp.maximum(255 - ((jnp.max(logits) - logits) * 16) // temperature, 0)
-    running = jnp.cumsum(exp2(z))
+    z = 255 - ((jnp.max(logits) - logits) * 16) // temperature
+    running = jnp.cumsum(jnp.where(z < 0, 0, exp2(jnp.maximum(z, 0))))
     total, draw = running[-1].astype(jnp.uint32), lax.bitcast_convert_type(bits, jnp.uint32)
     upper = (draw >> 16) * (total & 0xFFFF) + (((draw & 0xFFFF) * (total & 0xFFFF)) >> 16)
     lower = (draw & 0xFFFF) * (total >> 16) + (upper & 0xFFFF)

@@ -34,12 +34,12 @@ class Rows:
 
 
 def lay_out(stream: np.ndarray) -> Rows:
-    """Pack the documents of a uint8 stream into as many rows as keep all rows about as long as the longest document."""
+    """Pack the documents of a uint8 stream into rows about as long as the longest document, or as a segment."""
     borders = np.flatnonzero(stream[1:] == 0) + 1
     starts = np.concatenate([[0], borders]).astype(np.int64)
     ends = np.concatenate([borders, [len(stream)]]).astype(np.int64)
     lengths = ends - starts
-    bins = _balance(lengths, -(-len(stream) // int(lengths.max())))
+    bins = _balance(lengths, -(-len(stream) // max(int(lengths.max()), SEGMENT)))
     rows = [_row(stream, starts, ends, documents) for documents in bins]
     time = -(-max(len(row) - 1 for row in rows) // SEGMENT) * SEGMENT
     tokens, counted = np.zeros((time + 1, len(rows)), np.uint8), np.zeros((time, len(rows)), bool)

@@ -33,6 +33,13 @@ def fresh_name(job: str) -> str:
     return f"{job}-{day}-{secrets.choice(_WORDS)}-{secrets.randbelow(100):02d}"
 
 
+def _unused(parent: Path, job: str) -> Path:
+    """A fresh name under `parent` that nothing has yet."""
+    while (target := parent / fresh_name(job)).exists():
+        pass
+    return target
+
+
 class RunFolder:
     """One run's folder, just created (`create`) or opened to read (`open`)."""
 
@@ -47,7 +54,7 @@ class RunFolder:
         Raises:
           RunError: the path exists or cannot be made; nothing was written.
         """
-        target = path if path is not None else Path("runs") / fresh_name(job)
+        target = path if path is not None else _unused(Path("runs"), job)
         try:
             target.mkdir(parents=True)
         except FileExistsError:

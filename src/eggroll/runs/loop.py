@@ -89,14 +89,18 @@ def run(job: Job[P, C], folder: RunFolder, *, extra: dict[str, Any], prefix_seco
 
     Args:
       extra: the job's own entries of the summary.
-      prefix_seconds: what the job spent before the loop; reported as `startup_seconds`.
+      prefix_seconds: what the job spent before the loop; reported as `startup_seconds`. The first generation's
+        seconds, reported beside it, are mostly compilation.
     """
-    start, done, latest = time.perf_counter(), 0, dict(job.validate(job.parameters))
-    first_validation = dict(latest)
+    start, done, first_seconds = time.perf_counter(), 0, 0.0
     with _stop_requests() as stop, GenerationBar(job.name, job.generations) as bar:
-        last = job.generations == 0
+        first_validation = latest = dict(job.validate(job.parameters))
+        last = job.generations == 0 or bool(stop)
+        if last:
+            snapshots.save(folder, 0, {"parameters": job.parameters}, keep=job.snapshots_kept)
         while not last:
             line = _generation(job, done)
+            first_seconds = first_seconds or line["seconds"]
             done += 1
             last = done == job.generations or bool(stop)
             if last or done % job.validate_every == 0:
@@ -113,6 +117,7 @@ def run(job: Job[P, C], folder: RunFolder, *, extra: dict[str, Any], prefix_seco
         "generations": done,
         "seconds": round(time.perf_counter() - start, 3),
         "startup_seconds": round(prefix_seconds, 3),
+        "first_generation_seconds": round(first_seconds, 3),
         **{f"start_{name}": value for name, value in first_validation.items()},
         **latest,
         **extra,

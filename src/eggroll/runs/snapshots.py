@@ -30,7 +30,7 @@ def save(folder: RunFolder, generation: int, tree: dict[str, Any], *, keep: int)
             checkpointer.save(target, tree)
             checkpointer.wait_until_finished()
     for old in generations(folder)[:-keep]:
-        shutil.rmtree(_path(folder, old))
+        _remove(_path(folder, old))
 
 
 def load(folder: RunFolder, generation: int | None = None) -> tuple[int, dict[str, Any]]:
@@ -77,6 +77,13 @@ def _silence() -> Iterator[None]:
         yield
     finally:
         logging.disable(before)
+
+
+def _remove(path: Path) -> None:
+    """Rename first, so that a half-removed snapshot is never taken for a finished one."""
+    doomed = path.with_name(f"{path.name}.removed")
+    path.rename(doomed)
+    shutil.rmtree(doomed)
 
 
 def generations(folder: RunFolder) -> list[int]:
