@@ -100,7 +100,7 @@ def interleaved(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, 
 
 def big_model(population: int, repeats: int) -> dict[str, float]:
     """6 × 256, 100 bytes, group 16: bytes per second, and the share of what the matmuls alone would allow."""
-    config = PretrainConfig(layers=6, width=256, population_size=population, group_size=16, seq_len=100)
+    config = PretrainConfig(layers=6, width=256, population_size=population, group_size=16, seq_len=100, sigma_shift=4)
     generation = Generation(config)
     single, flop = gemm(jnp.float32)
     native, _ = gemm(cpu_operand_dtype())
@@ -149,6 +149,7 @@ def whole_run(folder: Path, *flags: str) -> dict[str, Any]:
 def learning(folder: Path, seeds: int) -> dict[str, Any]:
     """12 generations at population 256, group 16, alpha 4, over seeds."""
     shape = {"layers": 6, "width": 256, "population-size": 256, "group-size": 16, "seq-len": 100, "generations": 12}
+    shape |= {"sigma-shift": 4, "alpha": 4, "decay": 1000}
     flags = [text for name, value in shape.items() for text in (f"--{name}", str(value))]
     runs = [whole_run(folder / f"learn{seed}", *flags, "--seed", str(seed)) for seed in range(seeds)]
     bits = [run["bits_per_byte"] for run in runs]

@@ -9,6 +9,7 @@ from eggroll.core import noise
 from eggroll.core.distribution import (
     FullRank,
     LowRank,
+    draw_elements,
     draw_noise,
     leaf_paths,
     make_plan,
@@ -113,18 +114,55 @@ def refused(match, params=PARAMS, distribution=LowRank(), **kwargs):  # noqa: B0
 
 
 def test_errors_name_the_leaf_and_the_mend():
+    ones = jnp.ones(2)
     three = {"deep": {"w": jnp.ones((2, 3, 4))}}
-    refused(r"'deep/w', got shape \(2, 3, 4\), which is ambiguous; .*split=.*stacked=", three)
-    refused(r"expected rank ≤ 3 for leaf 'layer/0' of shape \(4, 3\), got rank 4", distribution=LowRank(rank=4))
+    refused(
+        r"'deep/w', got shape \(2, 3, 4\), which is ambiguous; .*"
+        r'distribution=LowRank\(split=\{"deep/w": 1\}\) .*distribution=LowRank\(stacked=\{"deep/w": 1\}\)',
+        three,
+    )
+    refused(
+        r"expected rank ≤ 3 for leaf 'layer/0' of shape \(4, 3\), got rank 4; .*"
+        r'distribution=LowRank\(split=\{"layer/0": 0\}\)',
+        distribution=LowRank(rank=4),
+    )
     refused(
         r"expected float leaves, got int32 in leaf 'n'; name it in frozen",
         {"n": jnp.arange(3), "w": jnp.ones(2)},
     )
+    refused("expected leaves with different paths, got 'a/b' twice; rename one", {"a": {"b": ones}, "a/b": ones})
     refused("expected at least one leaf to train, got 3 leaves, all frozen", frozen=("*",))
     refused("expected at least one leaf to train, got 0 leaves", {})
     refused("expected frozen patterns that match a leaf, got 'bias'; the leaves are layer/0", frozen=("bias",))
     refused("expected split patterns that match a leaf, got 'x'", distribution=LowRank(split={"x": 1}))
     refused("expected stacked and split axes within", distribution=LowRank(stacked={"layer/1": 2}))
+
+
+@pytest.mark.parametrize("other", [jnp.tanh, "float32", np.array(["a"]), Ellipsis])
+@pytest.mark.parametrize("frozen", [(), ("act",)])
+def test_a_leaf_that_is_no_array_is_named(other, frozen):
+    kind = type(other).__name__
+    refused(
+        f"expected arrays and numbers as leaves, got a {kind} in leaf 'act'; .*eqx.partition.*close over it",
+        {"act": other, "w": jnp.ones(2)},
+        frozen=frozen,
+    )
+
+
+def test_numbers_and_arrays_of_any_dtype_may_be_frozen():
+    params = {"key": jax.random.key(0), "n": 3, "on": True, "table": np.arange(3), "w": 1.5, "z": 1j}
+    plan = make_plan(LowRank(), params, frozen=("key", "n", "on", "table", "z"))
+    assert [leaf.path for leaf in plan if not leaf.frozen] == ["w"]
+
+
+def test_a_shard_draws_just_its_rows():
+    plan = make_plan(LowRank(rank=2), PARAMS)
+    factors, bias, _ = drawn_for(plan)
+    counters = (SEED, jnp.int32(2), jnp.array((0, 7), jnp.int32))
+    rows = draw_elements(plan[0], (2, 2), noise.FACTOR_A, *counters, first=2)
+    np.testing.assert_array_equal(rows, factors.a[:, 1:3])
+    tail = jax.jit(lambda k: draw_elements(plan[1], (1,), noise.FACTOR_DENSE, *counters, first=k))(jnp.int32(2))
+    np.testing.assert_array_equal(tail, bias[:, 2:])
 
 
 def test_settings_are_validated():

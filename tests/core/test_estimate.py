@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from eggroll.core import noise
-from eggroll.core.distribution import FullRank, LowRank, make_plan
+from eggroll.core.distribution import FullRank, LowRank, draw_noise, make_plan, weighted_sum
 from eggroll.core.estimate import descent_direction, estimate_gradient, pair_weights
 
 from .oracle import gradient
@@ -18,9 +18,9 @@ PARAMS = {"b": jnp.zeros(3), "s": jnp.float32(0.0), "w": jnp.ones((4, 3))}
 UTILITIES = np.random.default_rng(0).normal(size=10).astype(np.float32)
 
 
-def estimate(distribution, pairs=range(5), chunk_pairs=5, frozen=()):
+def estimate(distribution, pairs=range(5), chunk_pairs=5, frozen=(), sigma=0.2):
     weights, index = pair_weights(jnp.asarray(UTILITIES)), jnp.array(list(pairs), jnp.int32)
-    settings = {"sigma": jnp.float32(0.2), "population_size": 10, "chunk_pairs": chunk_pairs}
+    settings = {"sigma": jnp.float32(sigma), "population_size": 10, "chunk_pairs": chunk_pairs}
     seed, plan = (
         jnp.array(noise.seed_words(2**40 + 1), jnp.int32),
         make_plan(distribution, PARAMS, frozen=frozen),
@@ -50,11 +50,31 @@ def test_shares_of_disjoint_pairs_add_up():
         np.testing.assert_allclose(one + two, whole, rtol=1e-5, atol=1e-5)
 
 
+def test_no_perturbation_gives_no_gradient():
+    for sigma in (0.0, -0.1, np.nan):
+        for got in estimate(LowRank(), sigma=sigma):
+            np.testing.assert_array_equal(got, np.zeros(got.shape))
+
+
 def test_frozen_leaves_have_no_gradient_and_the_sign_turns():
     got = estimate(LowRank(), frozen=("b",))
     down = descent_direction(got)
     assert got[0] is None and down[0] is None
     np.testing.assert_array_equal(down[2], -got[2])
+
+
+@pytest.mark.parametrize("distribution", [LowRank(), FullRank()])
+def test_the_products_of_the_estimate_are_in_full_float32(distribution):
+    (leaf,) = plan = make_plan(distribution, {"w": PARAMS["w"]})
+    draw = functools.partial(draw_noise, plan, seed=jnp.zeros(2, jnp.int32), generation=jnp.int32(0))
+    (own,) = draw(pairs=jnp.arange(2, dtype=jnp.int32))
+    jaxpr = jax.make_jaxpr(lambda w: weighted_sum(leaf, own, w))(jnp.ones(2))
+
+    def precisions(inner):
+        found = [e.params["precision"] for e in inner.eqns if e.primitive.name == "dot_general"]
+        return found + [p for sub in jax.extend.core.subjaxprs(inner) for p in precisions(sub)]
+
+    assert precisions(jaxpr.jaxpr) == [(jax.lax.Precision.HIGHEST,) * 2]
 
 
 def test_memory_is_that_of_the_factors():

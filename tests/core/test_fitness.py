@@ -47,15 +47,59 @@ def test_a_better_score_never_gets_less(name, scores):
 @pytest.mark.parametrize("name", SHAPINGS)
 @QUICK
 @given(scores=arrays(np.float32, 8, elements=FINITE), data=st.data())
-def test_nan_is_the_worst_and_infinities_are_the_extremes(name, scores, data):
+def test_infinities_are_the_extremes(name, scores, data):
     """Inside what is compared: the group of four for group_z_score, everything otherwise."""
     place = data.draw(st.integers(0, 7))
     peers = slice(place // 4 * 4, place // 4 * 4 + 4) if name == "group_z_score" else slice(0, 8)
     others = np.delete(scores[peers], place - peers.start)
-    for bad, replacement in ((np.nan, others.min()), (-np.inf, others.min()), (np.inf, others.max())):
+    for bad, replacement in ((-np.inf, others.min()), (np.inf, others.max())):
         spoiled, repaired = scores.copy(), scores.copy()
         spoiled[place], repaired[place] = bad, replacement
         np.testing.assert_array_equal(shape(name, spoiled), shape(name, repaired))
+
+
+@pytest.mark.parametrize("name", SHAPINGS)
+@QUICK
+@given(scores=arrays(np.float32, 8, elements=st.sampled_from(np.float32([np.nan, np.inf, -np.inf, 1, 1.5])) | ANY))
+def test_nan_is_strictly_worse_than_anything_it_is_compared_with(name, scores):
+    utilities, size = shape(name, scores), {"group_z_score": 4, "antithetic_sign": 2}.get(name, 8)
+    for values, peers in zip(utilities.reshape(-1, size), scores.reshape(-1, size), strict=True):
+        lost = np.isnan(peers)
+        if lost.any() and not lost.all():
+            assert values[lost].max() < values[~lost].min()
+            assert values[lost].max() < 0 < values[~lost].max()
+            assert len(set(values[lost])) == 1
+
+
+def test_nan_by_hand():
+    nan = np.nan
+    np.testing.assert_array_equal(
+        shape("antithetic_sign", [3, nan, nan, 3, nan, nan, 3, 4]), [1, -1, -1, 1, 0, 0, -1, 1]
+    )
+    np.testing.assert_allclose(shape("centred_rank", [5, 5, nan, 5]), np.array([2, 2, 0, 2]) / 3 - 0.5, atol=1e-6)
+    tied = np.array([1, 1, 1, -3]) / np.sqrt(3)
+    for name in ("z_score", "group_z_score", "per_prompt"):
+        np.testing.assert_allclose(shape(name, [5, 5, 5, nan]), tied, rtol=1e-6)
+    for scores, filled in (([1, 3, nan], [1, 3, 0]), ([7, -np.inf, 3, nan], [7, 3, 3, 3 - np.std([7, 3, 3])])):
+        np.testing.assert_allclose(shape("z_score", scores), shape("z_score", filled), rtol=1e-5)
+
+
+def test_per_prompt_leaves_out_a_prompt_that_nobody_answered():
+    scores = np.random.default_rng(0).choice([999.0, 1001.0], size=(6, 3))
+    scores[:, 1] = np.nan
+    np.testing.assert_allclose(shape("per_prompt", scores), shape("per_prompt", scores[:, ::2]), rtol=1e-5)
+    assert np.abs(shape("per_prompt", scores)).max() > 0.5
+    scores[:, 1] = np.inf  # a tie, which does not stretch the scale of the others
+    tied = np.column_stack([scores[:, ::2], np.full(6, 999.0)])
+    np.testing.assert_allclose(shape("per_prompt", scores), shape("per_prompt", tied), rtol=1e-5)
+    assert (shape("per_prompt", np.full((6, 3), np.nan)) == 0).all()
+
+
+def test_per_prompt_sets_nan_one_deviation_below_the_worst_of_its_prompt():
+    scores = np.array([[5.0, 1.0], [5.0, 2.0], [np.nan, 3.0], [5.0, 4.0]])
+    filled = scores.copy()
+    filled[2, 0] = 5 - np.nanstd(scores)
+    np.testing.assert_allclose(shape("per_prompt", scores), shape("per_prompt", filled), rtol=1e-5)
 
 
 @QUICK

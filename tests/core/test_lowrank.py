@@ -2,6 +2,7 @@
 
 import flax.linen as nn
 import jax
+import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -197,6 +198,11 @@ FUNCTIONS = {
     "accumulate": lambda x, w: lax.dot(x, w, preferred_element_type=jnp.float32, precision="highest"),
     "slice": lambda x, w: x[:, :2] @ w[1:3, ::2],
     "dynamic slice": lambda x, w: x[:, :2] @ lax.dynamic_slice(w, (jnp.int32(1), 0), (2, 6)),
+    "dynamic slice from below −n": lambda x, w: x @ lax.dynamic_slice(w, (jnp.int32(-9), jnp.int32(-7)), (6, 2)),
+    "dynamic slice that clamps": lambda x, w: (
+        x[:, :2] @ lax.dynamic_slice(w, (jnp.int32(-2), jnp.int32(5)), (2, 3), allow_negative_indices=False)
+    ),
+    "dynamic index from below −n": lambda x, w: lax.dynamic_index_in_dim(w, jnp.int32(-8), keepdims=False) + x[0],
     "one row": lambda x, w: w[1] + w[jnp.int32(2)] + w[:, 3],
     "element": lambda x, w: w[jnp.array([0, 1]), jnp.array([2, 3])],
     "columns": lambda x, w: jnp.take(w, jnp.array([[1], [4]]), axis=1),
@@ -265,7 +271,8 @@ def test_refuses_to_materialise_unless_allowed(operation):
         apply_perturbed(REFUSED[operation], low_rank(0, (3, 3)))
     text = str(error.value)
     assert "\n" not in text
-    for part in ("expected", "got " + operation, "'w'", "float32[3,3]", 'allow_materialise=("w",)'):
+    mends = ('distribution=LowRank(split={"w": 0})', 'allow_materialise=("w",)')
+    for part in ("expected", "got " + operation, "'w'", "float32[3,3]", *mends):
         assert part in text
     assert_same(REFUSED[operation], low_rank(0, (3, 3), may_materialise=True))
 
@@ -321,6 +328,40 @@ def test_transposed_product():
     x, base, near, far = normal(0, 5, 6), normal(1, 7, 6), normal(2, 6, 2), normal(3, 7, 2)
     got = perturbed_matmul(x, base, near, far, jnp.float32(0.1), transposed=True)
     np.testing.assert_allclose(got, dense_product(x, base.T, near, far, 0.1), rtol=1e-5, atol=1e-5)
+
+
+def precisions(jaxpr):
+    """Of every product, in calls too."""
+    products = [e for e in jaxpr.eqns if e.primitive.name in ("dot_general", "conv_general_dilated")]
+    own = [e.params["precision"] for e in products]
+    return own + [p for inner in jax.extend.core.subjaxprs(jaxpr) for p in precisions(inner)]
+
+
+HIGHEST = (lax.Precision.HIGHEST, lax.Precision.HIGHEST)
+
+
+def test_every_part_of_a_convolution_has_its_precision():
+    def model(k, x):
+        return lax.conv(x, k, (1, 1), "SAME", precision="highest")
+
+    jaxpr = jax.make_jaxpr(lambda *a: apply_perturbed(model, *a))(
+        low_rank(0, (5, 2, 3, 2), "rccc"), normal(4, 2, 2, 5, 4)
+    )
+    assert precisions(jaxpr.jaxpr) == [HIGHEST] * 3
+
+
+@pytest.mark.parametrize("batched", [(0, 0), (None, 0), (None, None)])
+def test_the_sliver_has_the_precision_of_the_product(batched):
+    """Members with own input and factors, with own factors, and with nothing of their own but the sign."""
+    arrays = [normal(k, *((2,) if axis == 0 else ()), *shape) for k, (axis, shape) in enumerate(
+        [(batched[0], (5, 6)), (None, (6, 7)), (batched[1], (6, 1)), (batched[1], (7, 1))]
+    )]  # fmt: skip
+    product = jax.vmap(
+        lambda *a: perturbed_matmul(*a, precision="highest"), in_axes=(batched[0], None, batched[1], batched[1], 0)
+    )
+
+    found = precisions(jax.make_jaxpr(product)(*arrays, jnp.array([1.0, -1.0])).jaxpr)
+    assert found == [HIGHEST] * 3
 
 
 @pytest.mark.parametrize("name", ["scan", "conv", "attend", "cond", "custom_vjp"])

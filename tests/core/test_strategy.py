@@ -1,5 +1,8 @@
 """The whole algorithm: against a loop over members, and on two problems that must improve."""
 
+from dataclasses import dataclass
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.extend.core
@@ -104,18 +107,20 @@ def test_a_step_forms_no_dense_matrix_of_a_member(distribution, formed):
 def test_nothing_is_compiled_again(optimizer):
     traces = []
 
-    def counting(params, key, x):
+    def counting(params, key, carry, x):
         traces.append(None)
-        return score(params, key, x)
+        return score(params, key, x), carry * jnp.float32(1)
 
     params = {"b": np.zeros(3), "w": jnp.asarray(PARAMS["w"], jnp.bfloat16), "s": 1.5}
     es = strategy(optimizer, sigma=optax.exponential_decay(0.1, 1, 0.9), chunk_size=4)
     state = es.init(params)
-    state, info = es.step(state, counting, X.astype(jnp.bfloat16))
+    carry = jnp.full(12, 1.0)
+    assert carry.weak_type
+    state, info, carry = es.step(state, counting, X.astype(jnp.bfloat16), carry=carry)
     count = len(traces)
     with jax.no_tracing():
         for _ in range(3):
-            state, info = es.step(state, counting, X.astype(jnp.bfloat16))
+            state, info, carry = es.step(state, counting, X.astype(jnp.bfloat16), carry=carry)
     assert len(traces) == count == 1
     assert es._step._cache_size() == 1
     assert float(info.sigma) == pytest.approx(0.1 * 0.9**3)
@@ -137,6 +142,66 @@ def test_equal_fitness_changes_nothing():
     es = strategy()
     state, _ = es.tell(es.init(PARAMS), np.ones(12))
     jax.tree.map(np.testing.assert_array_equal, state.params, PARAMS)
+
+
+def test_a_sigma_that_reaches_zero_keeps_the_parameters():
+    es = strategy(sigma=optax.linear_schedule(0.1, 0, 2))
+    state = es.init(PARAMS)
+    for _ in range(2):
+        state, info = es.step(state, score, X)
+    last, info = es.step(state, score, X)
+    assert float(info.sigma) == 0
+    jax.tree.map(np.testing.assert_array_equal, last.params, state.params)
+    assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(last.params))
+
+
+MIXED = {
+    "bias": jnp.ones(5),
+    "heads": jnp.ones((2, 3, 4)),
+    "norm": jnp.ones(4, jnp.bfloat16),
+    "scale": 2.0,
+    "table": jnp.arange(3),
+    "w": jnp.ones((4, 3)),
+    "x": jnp.ones((4, 3), jnp.float16),
+}
+
+
+@pytest.mark.parametrize("distribution", [LowRank(2, split={"heads": 2}), FullRank("normal")])
+def test_every_leaf_is_perturbed_or_named_as_frozen(distribution):
+    es = strategy(distribution=distribution, frozen=("table",), sigma=0.05)
+    state = es.init(MIXED)
+    members = [es.perturbed(state, i) for i in range(12)]
+    for leaf, mean, *values in zip(es.plan(MIXED), *map(jax.tree.leaves, (state.params, *members)), strict=True):
+        moved = np.any([np.asarray(value != mean) for value in values], axis=0)
+        assert not moved.any() if leaf.path == "table" else moved.all(), leaf.path
+
+
+def test_noise_that_rounding_swallows_is_refused():
+    """One test for elementwise noise under 32 bits: half of the unit in the last place of its largest value."""
+    match = (
+        "expected sigma ≥ 0.00391 for the elementwise noise of the bfloat16 leaf 'norm', got 0.0039, which its "
+        "rounding swallows; keep it in float32, freeze it, or raise sigma"
+    )
+    norm = {"norm": jnp.array([0.1, -1.5], jnp.bfloat16), "w": jnp.ones((4, 3), jnp.bfloat16)}
+    for sigma in (0.0039, optax.constant_schedule(0.0039)):
+        with pytest.raises(ValueError, match=match):
+            strategy(sigma=sigma).init(norm)
+    with pytest.raises(ValueError, match="float16 leaf 'x'"):
+        strategy(sigma=2e-4, distribution=FullRank(), frozen=("norm", "table")).init(MIXED)
+    strategy(sigma=0.0039, frozen=("norm",)).init(norm)
+    strategy(sigma=0.00391).init(norm)
+    strategy(sigma=1e-6).init({"norm": jnp.ones(2), "zero": jnp.zeros(3, jnp.bfloat16)})
+    jax.eval_shape(lambda p: strategy(sigma=1e-6).init(p), norm)  # values that are not known are not judged
+
+
+def test_settings_are_fixed_at_construction():
+    es = strategy()
+    for name, value in {"sigma": 0.5, "population_size": 24, "shaping": "centred_rank", "rank": 2}.items():
+        match = f"expected settings fixed at construction, got a new {name}; build a new EvolutionStrategy"
+        with pytest.raises(AttributeError, match=match):
+            setattr(es, name, value)
+    state, _ = strategy(sigma=0.5).step(es.init(PARAMS), score, X)
+    assert int(state.generation) == 1
 
 
 def test_frozen_leaves_stay_even_under_weight_decay():
@@ -266,3 +331,41 @@ def test_errors_of_init_step_tell_and_perturbed():
         es.step(state, lambda p, k: p["b"])
     with pytest.raises(ValueError, match=r"expected utilities of shape \(12,\)"):
         strategy(shaping=lambda f: f[:3]).tell(state, np.zeros(12))
+
+
+def test_a_changed_tree_is_compared_with_the_nearest_known_one():
+    es = strategy()
+    state = es.init({"a": PARAMS["w"], "b": jnp.ones(3)})
+    es.init({"c": jnp.ones(2)})
+    with pytest.raises(ValueError, match=r"with leaf 'b' float32\[3\], got float32\[4\]; call init again"):
+        es.tell(state._replace(params={"a": PARAMS["w"], "b": jnp.ones(4)}), np.zeros(12))
+
+
+def test_a_changed_structure_around_equal_leaves_is_shown():
+    es = strategy()
+    state = es.init({"a": [jnp.ones(3), jnp.ones(2)]})
+    with pytest.raises(
+        ValueError, match=r"tree of init, .*'a': \[\*, \*\].*, got .*'a': \(\*, \*\).*; call init"
+    ) as error:
+        es.tell(state._replace(params={"a": (jnp.ones(3), jnp.ones(2))}), np.zeros(12))
+    assert "\n" not in str(error.value) and "absent" not in str(error.value)
+
+
+@jax.tree_util.register_dataclass
+@dataclass
+class Module:
+    """Like one of Equinox, where the activation is a leaf."""
+
+    activation: Any
+    w: Any
+
+
+def test_a_module_with_functions_among_its_leaves_is_to_be_partitioned():
+    model, es = Module(jnp.tanh, PARAMS["w"]), strategy()
+    with pytest.raises(ValueError, match=r"got a \w+ in leaf 'activation'; .*eqx.partition\(model, eqx.is_inexact_arr"):
+        es.init(model)
+    state = es.init(Module(None, model.w))
+    with pytest.raises(ValueError, match="with leaf 'activation' absent, got a "):
+        es.step(state._replace(params=model), lambda p, k: 0.0)
+    _, info = es.step(state, lambda p, k, x: model.activation(x @ p.w).sum(), X)
+    assert jnp.isfinite(info.fitness).all()

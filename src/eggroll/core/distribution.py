@@ -10,8 +10,10 @@ Source: arXiv 2511.16652; Salimans et al., arXiv 1703.03864, for full rank.
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -118,14 +120,15 @@ class LowRank:
         if axes < 0 or (rows or 0) > max(axes, 0):
             raise ValueError(
                 f"expected stacked and split axes within shape {shape} of leaf {path!r}, got "
-                f"stacked={stack or 0} and split={rows or 0}; correct the pattern"
+                f"stacked={stack or 0} and split={rows or 0}; correct the pattern in distribution=LowRank(…)"
             )
         if axes < 2 or rows == 0:
             return ""
         if axes > 2 and rows is None:
             raise ValueError(
                 f"expected 2 axes in leaf {path!r}, got shape {shape}, which is ambiguous; say which are "
-                f'rows with split={{"{path}": 1}} or count layers with stacked={{"{path}": {axes - 2}}}'
+                f'rows with distribution=LowRank(split={{"{path}": 1}}) or count layers with '
+                f'distribution=LowRank(stacked={{"{path}": {axes - 2}}})'
             )
         rows = 1 if rows is None else rows
         roles = "s" * (stack or 0) + "r" * rows + "c" * (axes - rows)
@@ -133,7 +136,8 @@ class LowRank:
         if self.rank > min(size):
             raise ValueError(
                 f"expected rank ≤ {min(size)} for leaf {path!r} of shape {shape}, got rank {self.rank}; "
-                f'lower the rank, freeze the leaf, or give it elementwise noise with split={{"{path}": 0}}'
+                "lower the rank, freeze the leaf, or give it elementwise noise with "
+                f'distribution=LowRank(split={{"{path}": 0}})'
             )
         return roles
 
@@ -198,8 +202,8 @@ def make_plan(
       frozen: patterns of leaves that are neither perturbed nor updated.
       allow_materialise: patterns of leaves whose dense matrix a member may form.
     Raises:
-      ValueError: nothing to train, an integer leaf that is not frozen, an ambiguous shape, too high a rank, a
-        pattern without a leaf, or two paths of one hash.
+      ValueError: nothing to train, a leaf that is no array or number, an integer leaf that is not frozen, an
+        ambiguous shape, too high a rank, a pattern without a leaf, or two leaves of one path or hash.
     """
     paths, leaves = leaf_paths(params), jax.tree.leaves(params)
     named = {**distribution.patterns(), "frozen": frozen, "allow_materialise": allow_materialise}
@@ -209,6 +213,10 @@ def make_plan(
                 raise ValueError(
                     f"expected {name} patterns that match a leaf, got {pattern!r}; the leaves are {', '.join(paths)}"
                 )
+    if twice := [path for path, count in Counter(paths).items() if count > 1]:
+        raise ValueError(
+            f"expected leaves with different paths, got {twice[0]!r} twice; rename one of the two parameters"
+        )
     identities = noise.leaf_ids(paths)
     plan = tuple(
         _plan_leaf(
@@ -233,7 +241,7 @@ def make_plan(
 def _plan_leaf(
     distribution: Distribution, path: str, leaf: Any, identity: int, frozen: bool, may_materialise: bool
 ) -> LeafPlan:
-    shape, dtype = tuple(np.shape(leaf)), jnp.result_type(leaf)
+    shape, dtype = tuple(np.shape(leaf)), _dtype(path, leaf)
     if frozen:
         return LeafPlan(path, identity, shape, dtype, frozen=True)
     if not jnp.issubdtype(dtype, jnp.floating):
@@ -245,9 +253,36 @@ def _plan_leaf(
     return LeafPlan(path, identity, shape, dtype, roles, rank, distribution.law, False, may_materialise)
 
 
-def _draw(leaf: LeafPlan, shape: tuple[int, ...], factor: int, seed: Array, generation: Array, pairs: Array) -> Array:
+def _dtype(path: str, leaf: Any) -> Any:
+    if hasattr(leaf, "dtype") or isinstance(leaf, bool | int | float | complex):
+        with contextlib.suppress(TypeError):  # such as a NumPy array of strings
+            return jnp.result_type(leaf)
+    raise ValueError(
+        f"expected arrays and numbers as leaves, got a {type(leaf).__name__} in leaf {path!r}; partition the arrays "
+        "out, as with eqx.partition(model, eqx.is_inexact_array), or take it out and have fitness close over it"
+    )
+
+
+def draw_elements(
+    leaf: LeafPlan,
+    shape: tuple[int, ...],
+    factor: int,
+    seed: Int[Array, " 2"],
+    generation: Int[Array, ""],
+    pairs: Int[Array, " pairs"],
+    first: int | Int[Array, ""] = 0,
+) -> Float[Array, "pairs *shape"]:
+    """Draw some or all of one factor of a leaf, in the dtype of the leaf.
+
+    Args:
+      leaf: from a plan.
+      shape: of what is drawn for one pair; for a shard, of its rows alone.
+      factor: `noise.FACTOR_A`, `FACTOR_B` or `FACTOR_DENSE`.
+      seed, generation, pairs: as in `draw_noise`.
+      first: the number of the first element, row-major over the whole leaf, axis of rank included.
+    """
     key = noise.stream_key(seed=seed, leaf=leaf.identity, factor=factor, generation=generation, pair=pairs)
-    element = jnp.arange(math.prod(shape), dtype=jnp.int32)[None, :]
+    element = first + jnp.arange(math.prod(shape), dtype=jnp.int32)[None, :]
     bits = noise.element_bits((key[0][:, None], key[1][:, None]), element)
     values = noise.to_float(jnp, noise.law(leaf.law), bits, erf_inv=jax.scipy.special.erfinv)
     return values.reshape(pairs.shape[0], *shape).astype(leaf.dtype)
@@ -272,10 +307,10 @@ def draw_noise(
         if leaf.frozen:
             return None
         if not leaf.rank:
-            return _draw(leaf, leaf.shape, noise.FACTOR_DENSE, seed, generation, pairs)
+            return draw_elements(leaf, leaf.shape, noise.FACTOR_DENSE, seed, generation, pairs)
         return Factors(
-            _draw(leaf, leaf.factor_shape("r"), noise.FACTOR_A, seed, generation, pairs),
-            _draw(leaf, leaf.factor_shape("c"), noise.FACTOR_B, seed, generation, pairs),
+            draw_elements(leaf, leaf.factor_shape("r"), noise.FACTOR_A, seed, generation, pairs),
+            draw_elements(leaf, leaf.factor_shape("c"), noise.FACTOR_B, seed, generation, pairs),
         )
 
     return [draw(leaf) for leaf in plan]
@@ -304,14 +339,14 @@ def perturb(plan: Plan, params: Any, drawn: Sequence[LeafNoise], scale: Float[Ar
 
 
 def weighted_sum(leaf: LeafPlan, drawn: Factors | Array, weights: Float[Array, " pairs"]) -> Float[Array, " ..."]:
-    """`Σ_p w_p·E_p` for one leaf, float32, of its shape; for `Factors` no E_p is formed."""
+    """`Σ_p w_p·E_p` for one leaf, in full float32, of its shape; for `Factors` no E_p is formed."""
     if not isinstance(drawn, Factors):
-        return jnp.tensordot(weights, drawn.astype(jnp.float32), axes=1)
+        return jnp.tensordot(weights, drawn.astype(jnp.float32), axes=1, precision="highest")
     size = {role: math.prod(n for n, own in zip(leaf.shape, leaf.roles, strict=True) if own == role) for role in "src"}
     pairs = weights.shape[0]
     a = drawn.a.astype(jnp.float32).reshape(pairs, size["s"], size["r"], leaf.rank) * weights[:, None, None, None]
     b = drawn.b.astype(jnp.float32).reshape(pairs, size["s"], size["c"], leaf.rank)
-    total = jnp.einsum("psmk,psnk->smn", a, b, preferred_element_type=jnp.float32)
+    total = jnp.einsum("psmk,psnk->smn", a, b, precision="highest")
     return (total / math.sqrt(leaf.rank)).reshape(leaf.shape)
 
 

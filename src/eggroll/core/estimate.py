@@ -44,7 +44,8 @@ def estimate_gradient(
       population_size: members of the whole population.
       chunk_pairs: pairs whose noise is in memory at a time.
     Returns:
-      For each leaf an array of its shape, float32, utility per weight unit; None where it is frozen.
+      For each leaf an array of its shape, float32, utility per weight unit; None where it is frozen. Zeros
+      where sigma is not > 0 (a schedule at its end): without a perturbation there is nothing to learn from.
     Source: arXiv 2511.16652, Algorithm 1.
     """
     count, size = pairs.shape[0], min(chunk_pairs, pairs.shape[0])
@@ -62,7 +63,7 @@ def estimate_gradient(
 
     zeros = [None if leaf.frozen else jnp.zeros(leaf.shape, jnp.float32) for leaf in plan]
     total, _ = jax.lax.scan(add, zeros, chunked)
-    scale = 2 / (population_size * sigma)
+    scale = jnp.where(sigma > 0, 2 / (population_size * jnp.where(sigma > 0, sigma, 1.0)), 0.0)
     return [None if value is None else value * scale for value in total]
 
 

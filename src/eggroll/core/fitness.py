@@ -1,7 +1,8 @@
 """Fitness shaping: pure functions from raw scores to utilities, higher is better throughout.
 
-Every function repairs its scores first: NaN counts as the worst of the finite scores it is compared with, and
-±inf as the finite extreme on its side. Scores that are all equal give utilities of zero, never NaN.
+NaN is strictly worse than any other score it is compared with: in ranks and pairs it loses, and in z-scores it
+stands one standard deviation of the others below the worst of them, or 1 below where they are all equal. ±inf
+counts as the finite extreme on its side. Scores that are all equal, NaN or not, give utilities of zero.
 """
 
 from __future__ import annotations
@@ -21,25 +22,27 @@ def count_nan(scores: Float[Array, "members ..."]) -> Int[Array, ""]:
     return jnp.isnan(scores).sum(dtype=jnp.int32)
 
 
-def repair(scores: Float[Array, "members ..."]) -> Float[Array, "members ..."]:
-    """Replace NaN and −inf by the worst finite score over the members, +inf by the best; zeros if none is."""
+def clip_infinities(scores: Float[Array, "members ..."]) -> Float[Array, "members ..."]:
+    """Replace ±inf by the finite extreme on its side over the members; NaN stays.
+
+    Where a prompt has no finite score, its infinities all become the worst finite score there is, or 0.
+    """
     finite = jnp.isfinite(scores)
     low = jnp.where(finite, scores, jnp.inf).min(0, keepdims=True)
     high = jnp.where(finite, scores, -jnp.inf).max(0, keepdims=True)
-    clipped = jnp.clip(jnp.where(jnp.isnan(scores), low, scores), low, high)
-    return jnp.where(finite.any(0, keepdims=True), clipped, 0.0)
+    some, worst = finite.any(0, keepdims=True), low.min()
+    worst = jnp.where(jnp.isfinite(worst), worst, 0.0)
+    return jnp.clip(scores, jnp.where(some, low, worst), jnp.where(some, high, worst))
 
 
 def _to_unit(scores: Array) -> Array:
-    """Shift and scale into [0, 1] without overflow; zeros where all are equal."""
-    shifted = scores * 0.5 - scores.min() * 0.5
+    """Shift and scale (members, prompts) into [0, 1] without overflow, zeros where all are equal; NaN goes below."""
+    known = ~jnp.isnan(scores)
+    shifted = jnp.where(known, scores * 0.5 - jnp.where(known, scores, jnp.inf).min() * 0.5, 0.0)
     spread = shifted.max()
-    return jnp.where(spread > 0, shifted / jnp.where(spread > 0, spread, 1.0), 0.0)
-
-
-def _divide_by_deviation(centred: Array, values: Array) -> Array:
-    deviation = values.std()
-    return jnp.where(deviation > 0, centred / jnp.where(deviation > 0, deviation, 1.0), 0.0)
+    unit = jnp.where(spread > 0, shifted / jnp.where(spread > 0, spread, 1.0), 0.0)
+    deviation = jnp.where(spread > 0, unit.std(where=known), 1.0)
+    return jnp.where(known, unit, jnp.where(known, unit, jnp.inf).min(0, keepdims=True) - deviation)
 
 
 def z_score(scores: Float[Array, " members"]) -> Float[Array, " members"]:
@@ -50,8 +53,13 @@ def z_score(scores: Float[Array, " members"]) -> Float[Array, " members"]:
     Returns:
       (members,) float32 of mean 0 and variance 1; zeros where all scores are equal.
     """
-    unit = _to_unit(repair(scores.astype(jnp.float32)))
-    return _divide_by_deviation(unit - unit.mean(), unit)
+    return per_prompt(scores)
+
+
+def _nan_below(scores: Array) -> Array:
+    """Values to compare: NaN is −inf, and nothing else is."""
+    values = clip_infinities(scores.astype(jnp.float32))
+    return jnp.where(jnp.isnan(values), -jnp.inf, values)
 
 
 def centred_rank(scores: Float[Array, " members"]) -> Float[Array, " members"]:
@@ -63,10 +71,10 @@ def centred_rank(scores: Float[Array, " members"]) -> Float[Array, " members"]:
       (members,) float32 of mean 0.
     Source: Salimans et al., arXiv 1703.03864, section 2.1.
     """
-    repaired = repair(scores.astype(jnp.float32))
-    order = jnp.sort(repaired)
-    below = jnp.searchsorted(order, repaired, side="left")
-    upto = jnp.searchsorted(order, repaired, side="right")
+    values = _nan_below(scores)
+    order = jnp.sort(values)
+    below = jnp.searchsorted(order, values, side="left")
+    upto = jnp.searchsorted(order, values, side="right")
     return (below + upto - 1).astype(jnp.float32) / (2 * (scores.shape[0] - 1)) - 0.5
 
 
@@ -92,6 +100,8 @@ def group_z_score(group_size: int) -> Shaping:
 def per_prompt(scores: Float[Array, " members *prompts"]) -> Float[Array, " members"]:
     """Subtract each prompt's mean over members, divide by the global deviation, and average over prompts.
 
+    A prompt that is NaN for every member is left out of deviation and average.
+
     Args:
       scores: (members, prompts) float; (members,) counts as one prompt.
     Returns:
@@ -99,10 +109,13 @@ def per_prompt(scores: Float[Array, " members *prompts"]) -> Float[Array, " memb
     Source: arXiv 2511.16652, reasoning experiments.
     """
     scores = scores.astype(jnp.float32).reshape(scores.shape[0], -1)
-    unit = _to_unit(repair(scores))
-    equal = (unit == unit[:1]).all(0)
-    centred = jnp.where(equal[None, :], 0.0, unit - unit.mean(0, keepdims=True))
-    return _divide_by_deviation(centred, unit).mean(1)
+    counts = ~jnp.isnan(scores).all(0, keepdims=True)
+    unit = jnp.where(counts, _to_unit(clip_infinities(scores)), 0.0)
+    equal = (unit == unit[:1]).all(0, keepdims=True)
+    centred = jnp.where(equal, 0.0, unit - unit.mean(0, keepdims=True))
+    deviation = unit.std(where=counts)
+    scaled = jnp.where(deviation > 0, centred / jnp.where(deviation > 0, deviation, 1.0), 0.0)
+    return scaled.sum(1) / jnp.maximum(counts.sum(), 1)
 
 
 def antithetic_sign(scores: Float[Array, " members"]) -> Float[Array, " members"]:
@@ -111,9 +124,9 @@ def antithetic_sign(scores: Float[Array, " members"]) -> Float[Array, " members"
     Args:
       scores: (members,) float; an even number.
     Returns:
-      (members,) float32 in {−1, 0, 1}.
+      (members,) float32 in {−1, 0, 1}; the member whose score is NaN loses, and two NaN give 0.
     """
-    pairs = repair(scores.astype(jnp.float32)).reshape(-1, 2)
+    pairs = _nan_below(scores).reshape(-1, 2)
     sign = (pairs[:, 0] > pairs[:, 1]).astype(jnp.float32) - (pairs[:, 0] < pairs[:, 1])
     return jnp.stack([sign, -sign], axis=1).reshape(-1)
 

@@ -18,7 +18,7 @@ from jax.custom_batching import custom_vmap
 
 @dataclass(frozen=True)
 class _Layout:
-    """`base` is (k, n), or (n, k) where transposed; the rest goes to the shared product."""
+    """`base` is (k, n), or (n, k) where transposed; `preferred` is the dtype of the shared product alone."""
 
     transposed: bool
     precision: Any
@@ -28,19 +28,18 @@ class _Layout:
         dims = (((x.ndim - 1,), (1 if self.transposed else 0,)), ((), ()))
         return lax.dot_general(x, base, dims, precision=self.precision, preferred_element_type=self.preferred)
 
-
-def _sliver(x: jax.Array, near: jax.Array, far: jax.Array, scale: jax.Array) -> jax.Array:
-    """`scale · (x · near) · farᵀ`, with any common leading axes, accumulated in float32."""
-    low = jnp.einsum("...ik,...kr->...ir", x, near, preferred_element_type=jnp.float32)
-    low = (low * scale[..., None]).astype(far.dtype)
-    return jnp.einsum("...ir,...nr->...in", low, far, preferred_element_type=jnp.float32)
+    def sliver(self, x: jax.Array, near: jax.Array, far: jax.Array, scale: jax.Array) -> jax.Array:
+        """`scale · (x · near) · farᵀ`, with any common leading axes, accumulated in float32."""
+        einsum = functools.partial(jnp.einsum, precision=self.precision, preferred_element_type=jnp.float32)
+        low = (einsum("...ik,...kr->...ir", x, near) * scale[..., None]).astype(far.dtype)
+        return einsum("...ir,...nr->...in", low, far)
 
 
 def _single(
     layout: _Layout, x: jax.Array, base: jax.Array, near: jax.Array, far: jax.Array, scale: jax.Array
 ) -> jax.Array:
     shared = layout.shared(x, base)
-    return (shared + _sliver(x, near, far, scale)).astype(shared.dtype)
+    return (shared + layout.sliver(x, near, far, scale)).astype(shared.dtype)
 
 
 def _members_product(
@@ -58,7 +57,7 @@ def _members_product(
       (members, rows, n).
     """
     shared = layout.shared(x, base)
-    sliver = _sliver(x, near, far, scale)
+    sliver = layout.sliver(x, near, far, scale)
     return (jnp.broadcast_to(shared, sliver.shape) + sliver).astype(shared.dtype)
 
 
@@ -83,7 +82,7 @@ def _matmul(layout: _Layout) -> Callable[..., jax.Array]:
         if x_batched:  # the two signs of a pair: more rows of the same product
             merged = product(x.reshape(-1, x.shape[-1]), base, near, far, scale.reshape(-1))
             return merged.reshape(size, x.shape[1], -1), True
-        shared, unit = layout.shared(x, base), _sliver(x, near, far, jnp.ones(x.shape[0], jnp.float32))
+        shared, unit = layout.shared(x, base), layout.sliver(x, near, far, jnp.ones(x.shape[0], jnp.float32))
         return (shared[None] + scale[:, :, None] * unit[None]).astype(shared.dtype), True
 
     return product
@@ -108,7 +107,8 @@ def perturbed_matmul(
       near: (k, rank), the factor on the contracted side.
       far: (n, rank).
       scale: float32 scalar.
-      precision: of the shared product, as in `jax.lax.dot_general`; so is `preferred_element_type`.
+      precision: of every product, as in `jax.lax.dot_general`.
+      preferred_element_type: of the shared product, and so of the result.
     Returns:
       (rows, n).
     Source: arXiv 2511.16652, section 4.

@@ -85,7 +85,8 @@ def to_dense(value: Any, operation: str) -> Any:
         raise MaterialiseError(
             f"expected an operation that keeps the leaf {value.leaf!r} low-rank, got {operation} of "
             f"{value.base.dtype}[{shape}]; change the model, freeze the leaf, give it elementwise noise with "
-            f'split={{"{value.leaf}": 0}}, or let members form it with allow_materialise=("{value.leaf}",)'
+            f'distribution=LowRank(split={{"{value.leaf}": 0}}), or let members form it with '
+            f'allow_materialise=("{value.leaf}",)'
         )
     return value.dense()
 
@@ -213,11 +214,14 @@ def _slice(w: LowRankArray, *, start_indices: Any, limit_indices: Any, strides: 
 
 
 def _dynamic_slice(w: Any, *starts: Any, slice_sizes: Sequence[Any]) -> Any:
+    """The primitive: its starts were wrapped by the caller, and those still out of bounds clamp."""
+    cut = functools.partial(lax.dynamic_slice, allow_negative_indices=False)
+
     def factor(x: jax.Array, axes: list[int]) -> jax.Array:
         begin = [*(starts[k] for k in axes), jnp.zeros_like(starts[0])]
-        return lax.dynamic_slice(x, begin, [*(slice_sizes[k] for k in axes), x.shape[-1]])
+        return cut(x, begin, [*(slice_sizes[k] for k in axes), x.shape[-1]])
 
-    return _rebuild(w, lax.dynamic_slice(w.base, starts, slice_sizes), factor) if is_low_rank(w) else None
+    return _rebuild(w, cut(w.base, starts, slice_sizes), factor) if is_low_rank(w) else None
 
 
 def _split(w: LowRankArray, *, sizes: Sequence[Any], axis: int) -> Any:
@@ -384,7 +388,8 @@ def _convolve(
     out = list(range(base_out.ndim))
     middle = [len(out) if axis == out_spec[1] else axis for axis in out]
     scaled = (low.astype(jnp.float32) * w.scale).astype(far.dtype)
-    delta = jnp.einsum(scaled, middle, far, [out_spec[1], len(out)], out, preferred_element_type=jnp.float32)
+    settings = {"precision": rest.get("precision"), "preferred_element_type": jnp.float32}
+    delta = jnp.einsum(scaled, middle, far, [out_spec[1], len(out)], out, **settings)
     return (base_out + delta).astype(base_out.dtype)
 
 

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, Float
 
 from eggroll.core import noise
-from eggroll.core.distribution import Distribution, FullRank, LowRank, Plan, draw_noise, leaf_paths, make_plan
+from eggroll.core.checks import KnownTrees, check_rounding
+from eggroll.core.distribution import Distribution, FullRank, LowRank, Plan, draw_noise, make_plan
 from eggroll.core.distribution import perturb as perturb_params
 from eggroll.core.distribution import trainable as trainable_tree
 from eggroll.core.estimate import descent_direction, estimate_gradient, pair_weights
@@ -67,7 +67,7 @@ class EvolutionStrategy:
       optimizer: an optax transformation; it sees −g, and frozen leaves as `optax.MaskedNode`.
       population_size: members, even, ≥ 2.
       sigma: standard deviation of the perturbation in weight units, > 0; a float or an optax schedule of the
-        generation.
+        generation, whose end may be 0: the gradient is then zero.
       rank: of a matrix's perturbation, default 1; not together with `distribution`.
       law: of the noise, default "popcount"; not together with `distribution`.
       distribution: `LowRank(…)` or `FullRank(…)`, in place of `rank` and `law`.
@@ -77,6 +77,10 @@ class EvolutionStrategy:
         rounding.
       frozen: patterns of leaves that are neither perturbed nor updated, such as "embedding/*".
       allow_materialise: patterns of leaves whose dense matrix a member may form.
+
+    Settings are fixed: setting an attribute later raises AttributeError. A state belongs to no strategy, and so a
+    new one can go on from it.
+
     Raises:
       ValueError: a setting is outside what is said here.
     """
@@ -110,15 +114,24 @@ class EvolutionStrategy:
         self.optimizer = optimizer
         self.sigma = sigma
         self.frozen, self.allow_materialise = tuple(frozen), tuple(allow_materialise)
-        first = sigma(0) if callable(sigma) else sigma
-        if not float(first) > 0:
-            raise ValueError(f"expected sigma > 0, got {float(first)}; 0.01 to 0.1 suits most models")
-        self._trees: list[Any] = []
-        self._last_leaves: dict[str, str] = {}
+        self._first_sigma = float(sigma(0) if callable(sigma) else sigma)
+        if not self._first_sigma > 0:
+            raise ValueError(f"expected sigma > 0, got {self._first_sigma}; 0.01 to 0.1 suits most models")
+        self._known_trees = KnownTrees()
         self._init = jax.jit(self._start)
         self._step = jax.jit(self._evaluate_and_update, static_argnames=("fitness", "has_aux"))
         self._tell = jax.jit(self._update)
         self._perturbed = jax.jit(self._dense_member)
+        self._settled = True
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse new settings: compiled steps would not see them."""
+        if not name.startswith("_") and getattr(self, "_settled", False):
+            raise AttributeError(
+                f"expected settings fixed at construction, got a new {name}; build a new EvolutionStrategy, which "
+                "can go on from the same state"
+            )
+        super().__setattr__(name, value)
 
     # ── what one does with it ──
 
@@ -129,13 +142,11 @@ class EvolutionStrategy:
           params: any pytree of float arrays; others are to be named in `frozen`.
           seed: in [0, 2⁶⁴).
         Raises:
-          ValueError: as `distribution.make_plan` says.
+          ValueError: as `distribution.make_plan` and `checks.check_rounding` say.
         """
-        self.plan(params)
+        check_rounding(self.plan(params), params, self._first_sigma)
         state: State = self._init(params, jnp.array(noise.seed_words(seed), jnp.int32))
-        tree = _signature(state.params)
-        self._trees = [*(known for known in self._trees if known != tree), tree]
-        self._last_leaves = _describe_leaves(state.params)
+        self._known_trees.add(state.params)
         return state
 
     def plan(self, params: Any) -> Plan:
@@ -160,7 +171,7 @@ class EvolutionStrategy:
         Raises:
           ValueError: the number of fitnesses is wrong, or the parameters are not those of `init`.
         """
-        self._check_tree(state.params)
+        self._known_trees.check(state.params)
         scores = jnp.asarray(fitnesses, jnp.float32)
         if scores.shape[:1] != (self.population_size,):
             raise ValueError(
@@ -189,7 +200,8 @@ class EvolutionStrategy:
           ValueError: fitness returns no scalar number, or the parameters are not those of `init`.
           MaterialiseError: the model needs the dense matrix of a leaf that may not be materialised.
         """
-        self._check_tree(state.params)
+        self._known_trees.check(state.params)
+        carry = jax.tree.map(_strong, carry)
         state, info, evaluation = self._step(state, args, carry, fitness=fitness, has_aux=has_aux)
         extra = ([] if carry is None else [evaluation.carry]) + ([evaluation.aux] if has_aux else [])
         return state, info, *extra
@@ -202,7 +214,7 @@ class EvolutionStrategy:
         """
         if not 0 <= member < self.population_size:
             raise ValueError(f"expected a member in [0, {self.population_size}), got {member}; choose one of these")
-        self._check_tree(state.params)
+        self._known_trees.check(state.params)
         return self._perturbed(state, jnp.int32(member))
 
     # ── the pure functions behind ──
@@ -278,18 +290,6 @@ class EvolutionStrategy:
             is_leaf=lambda x: isinstance(x, LowRankArray),
         )
 
-    def _check_tree(self, params: Any) -> None:
-        """Refuse parameters of another shape than those of `init`, where `init` was called."""
-        found = _signature(params)
-        if not self._trees or found in self._trees:
-            return
-        before, now = self._last_leaves, _describe_leaves(params)
-        path = next((p for p in [*before, *now] if before.get(p) != now.get(p)), "(the structure around the leaves)")
-        raise ValueError(
-            f"expected the parameter tree of init, with leaf {path!r} {before.get(path, 'absent')}, "
-            f"got {now.get(path, 'absent')}; call init again for a new tree"
-        )
-
 
 def _even(name: str, value: int) -> int:
     if value < 2 or value % 2 or int(value) != value:
@@ -310,18 +310,6 @@ def _choose_distribution(rank: int | None, law: str | None, distribution: Distri
             "set them in the distribution alone"
         )
     return distribution
-
-
-def _signature(params: Any) -> tuple[Any, list[Any]]:
-    leaves, tree = jax.tree.flatten(params)
-    return tree, [(np.shape(x), getattr(x, "dtype", None)) for x in leaves]
-
-
-def _describe_leaves(params: Any) -> dict[str, str]:
-    """Path → "float32[4,3]" of every leaf."""
-    leaves = jax.tree.leaves(params)
-    shown = [f"{jnp.result_type(x)}[{','.join(map(str, np.shape(x)))}]" for x in leaves]
-    return dict(zip(leaf_paths(params), shown, strict=True))
 
 
 def _strong(x: Any) -> Array:

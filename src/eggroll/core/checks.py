@@ -1,0 +1,87 @@
+"""What a strategy refuses before it computes: a parameter tree it does not know, noise that rounding swallows."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from eggroll.core.distribution import Plan, leaf_paths
+
+
+class KnownTrees:
+    """The parameter trees that `init` was called with; any tree will do before the first of them."""
+
+    def __init__(self) -> None:
+        self._known: list[tuple[Any, dict[str, str]]] = []
+
+    def add(self, params: Any) -> None:
+        found = _signature(params)
+        self._known = [*(known for known in self._known if known[0] != found), (found, _describe_leaves(params))]
+
+    def check(self, params: Any) -> None:
+        """Refuse another tree.
+
+        Raises:
+          ValueError: structure, shapes or dtypes are those of no known tree; the nearest one is named.
+        """
+        found = _signature(params)
+        if not self._known or any(signature == found for signature, _ in self._known):
+            return
+        now = _describe_leaves(params)
+        (tree, _), before = max(reversed(self._known), key=lambda known: len(known[1].items() & now.items()))
+        path = next((p for p in [*before, *now] if before.get(p) != now.get(p)), None)
+        if path is not None:
+            raise ValueError(
+                f"expected the parameter tree of init, with leaf {path!r} {before.get(path, 'absent')}, "
+                f"got {now.get(path, 'absent')}; call init again for a new tree"
+            )
+        if tree != found[0]:
+            raise ValueError(
+                f"expected the parameter tree of init, {_one_line(tree)}, got {_one_line(found[0])}; "
+                "call init again for a new tree"
+            )
+
+
+def check_rounding(plan: Plan, params: Any, sigma: float) -> None:
+    """Refuse elementwise noise that the dtype of its leaf rounds away, while the update would count it.
+
+    Judged are leaves under 32 bits, by their largest value: `sigma` is to be at least half the distance to
+    the next representable one. Values not yet known (under `jax.jit`) are not judged.
+
+    Raises:
+      ValueError: sigma is too small for a leaf.
+    """
+    for leaf, value in zip(plan, jax.tree.leaves(params), strict=True):
+        if leaf.frozen or leaf.rank or leaf.dtype.itemsize >= 4 or isinstance(value, jax.core.Tracer):
+            continue
+        largest = float(jnp.abs(jnp.asarray(value).astype(jnp.float32)).max(initial=0))
+        least = math.ldexp(float(jnp.finfo(leaf.dtype).eps), math.frexp(largest)[1] - 1) / 2
+        if largest > 0 and sigma < least:
+            raise ValueError(
+                f"expected sigma ≥ {least:.3g} for the elementwise noise of the {leaf.dtype} leaf {leaf.path!r}, "
+                f"got {sigma:.3g}, which its rounding swallows; keep it in float32, freeze it, or raise sigma"
+            )
+
+
+def _signature(params: Any) -> tuple[Any, list[Any]]:
+    leaves, tree = jax.tree.flatten(params)
+    return tree, [(np.shape(x), getattr(x, "dtype", None)) for x in leaves]
+
+
+def _describe_leaves(params: Any) -> dict[str, str]:
+    """Path → "float32[4,3]" of every leaf."""
+    return dict(zip(leaf_paths(params), map(_describe, jax.tree.leaves(params)), strict=True))
+
+
+def _describe(leaf: Any) -> str:
+    if not hasattr(leaf, "dtype") and not isinstance(leaf, bool | int | float | complex):
+        return f"a {type(leaf).__name__}"
+    return f"{jnp.result_type(leaf)}[{','.join(map(str, np.shape(leaf)))}]"
+
+
+def _one_line(tree: Any) -> str:
+    return " ".join(str(tree).split())
