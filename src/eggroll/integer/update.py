@@ -109,7 +109,7 @@ def weighted_sums(
     signs: Int8[Array, "pairs"], config: Config, *, seed: Seed, generation: Array
 ) -> dict[str, Int32[Array, "..."]]:
     """`Z` of every leaf by path, streamed over blocks of pairs: memory for one block, whatever the population."""
-    block = EXACT_BLOCK // config.rank
+    block = min(EXACT_BLOCK // config.rank, signs.shape[0])
     blocks = -(-signs.shape[0] // block)
     padded = jnp.pad(signs, (0, blocks * block - signs.shape[0]))
 
