@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.scripts import load
+
 
 @pytest.fixture(scope="module")
 def example() -> types.ModuleType:
-    path = Path(__file__).resolve().parents[2] / "examples" / "backprop_transformer.py"
-    spec = importlib.util.spec_from_file_location("backprop_transformer", path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load("examples/backprop_transformer.py")
 
 
 def test_both_optimisers_improve(example: types.ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

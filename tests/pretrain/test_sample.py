@@ -20,7 +20,7 @@ from tests.integer import oracle
 from tests.integer.test_model import random_parameters
 from tests.pretrain.test_validation import CONFIG, without_noise
 
-SETTINGS = PretrainConfig(width=16, layers=2, population_size=64)
+SETTINGS = PretrainConfig(width=16, layers=2, sigma_shift=4, population_size=64)
 LEAVES = random_parameters(CONFIG, 5)
 CHOOSE = jax.jit(jax.vmap(choose, (None, 0, None)), static_argnums=2)
 
