@@ -71,6 +71,13 @@ def test_nan_is_strictly_worse_than_anything_it_is_compared_with(name, scores):
             assert len(set(values[lost])) == 1
 
 
+@pytest.mark.parametrize("low", [0.0, -3.4e38])
+@pytest.mark.parametrize("high", [2.0**127, 1.701412e38, 3.4e38])
+def test_the_widest_spreads_still_count(low, high):
+    lost = np.full(6, np.nan)
+    np.testing.assert_allclose(shape("z_score", [low, high, *lost])[:3], [0.5, 2.5, -0.5], rtol=1e-6)
+
+
 def test_nan_by_hand():
     nan = np.nan
     np.testing.assert_array_equal(

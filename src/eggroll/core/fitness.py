@@ -38,7 +38,8 @@ def clip_infinities(scores: Float[Array, "members ..."]) -> Float[Array, "member
 def _to_unit(scores: Array) -> Array:
     """Shift and scale (members, prompts) into [0, 1] without overflow, zeros where all are equal; NaN goes below."""
     known = ~jnp.isnan(scores)
-    shifted = jnp.where(known, scores * 0.5 - jnp.where(known, scores, jnp.inf).min() * 0.5, 0.0)
+    small = scores * 0.125  # the reciprocal of a spread beyond 2¹²⁶ would be flushed to zero
+    shifted = jnp.where(known, small - jnp.where(known, small, jnp.inf).min(), 0.0)
     spread = shifted.max()
     unit = jnp.where(spread > 0, shifted / jnp.where(spread > 0, spread, 1.0), 0.0)
     deviation = jnp.where(spread > 0, unit.std(where=known), 1.0)
