@@ -46,12 +46,13 @@ def seconds(call: Callable[[], Any]) -> float:
 
 
 def gemm(dtype: Any, rows: int = 1024, repeats: int = 20) -> tuple[Callable[[], Any], float]:
-    """The MLP's two products, again and again, summed in float32: a call, and its floating point operations."""
+    """The MLP's two products, again and again, summed in float32 or int32: a call, and its operations."""
+    accumulator = jnp.int32 if dtype == jnp.int8 else jnp.float32
     x, up, down = (jnp.zeros(shape, dtype) for shape in ((rows, 256), (1024, 256), (256, 1024)))
     contract_last = (((1,), (1,)), ((), ()))
 
     def product(x: jax.Array, weight: jax.Array) -> jax.Array:
-        return jax.lax.dot_general(x, weight, contract_last, preferred_element_type=jnp.float32).astype(dtype)
+        return jax.lax.dot_general(x, weight, contract_last, preferred_element_type=accumulator).astype(dtype)
 
     @jax.jit
     def run(x: jax.Array, up: jax.Array, down: jax.Array) -> jax.Array:

@@ -9,14 +9,10 @@ from eggroll.core import noise
 from eggroll.core.distribution import (
     FullRank,
     LowRank,
-    draw_elements,
-    draw_noise,
     leaf_paths,
     make_plan,
-    perturb,
-    trainable,
-    weighted_sum,
 )
+from eggroll.core.draws import draw_elements, draw_noise, perturb, stream_keys, trainable, weighted_sum
 
 from .oracle import direction, draw
 
@@ -158,10 +154,12 @@ def test_numbers_and_arrays_of_any_dtype_may_be_frozen():
 def test_a_shard_draws_just_its_rows():
     plan = make_plan(LowRank(rank=2), PARAMS)
     factors, bias, _ = drawn_for(plan)
-    counters = (SEED, jnp.int32(2), jnp.array((0, 7), jnp.int32))
-    rows = draw_elements(plan[0], (2, 2), noise.FACTOR_A, *counters, first=2)
+    counters = {"seed": SEED, "generation": jnp.int32(2), "pairs": jnp.array((0, 7), jnp.int32)}
+    streams = [(plan[0].identity, noise.FACTOR_A), (plan[1].identity, noise.FACTOR_DENSE)]
+    keys = list(zip(*stream_keys(streams, **counters), strict=True))
+    rows = draw_elements(plan[0], (2, 2), keys[0], first=2)
     np.testing.assert_array_equal(rows, factors.a[:, 1:3])
-    tail = jax.jit(lambda k: draw_elements(plan[1], (1,), noise.FACTOR_DENSE, *counters, first=k))(jnp.int32(2))
+    tail = jax.jit(lambda k: draw_elements(plan[1], (1,), keys[1], first=k))(jnp.int32(2))
     np.testing.assert_array_equal(tail, bias[:, 2:])
 
 

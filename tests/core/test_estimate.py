@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from eggroll.core import noise
-from eggroll.core.distribution import FullRank, LowRank, draw_noise, make_plan, weighted_sum
+from eggroll.core.distribution import FullRank, LowRank, make_plan
+from eggroll.core.draws import draw_noise, weighted_sum
 from eggroll.core.estimate import descent_direction, estimate_gradient, pair_weights
 
 from .oracle import gradient

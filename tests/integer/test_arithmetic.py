@@ -31,8 +31,8 @@ def test_both_matmuls_equal_int64(inputs, worst):
     x = np.full((3, inputs), 127, np.int8) if worst else int8(generator, 3, inputs)
     weight = np.full((5, inputs), -127, np.int8) if worst else int8(generator, 5, inputs)
     expected = x.astype(np.int64) @ weight.T.astype(np.int64)
-    floats = [functools.partial(arithmetic._float_matmul, dtype=jnp.dtype(d)) for d in (jnp.float32, jnp.bfloat16)]
-    for product in (*floats, arithmetic._integer_matmul, arithmetic.matmul):
+    kinds = [functools.partial(arithmetic.matmul_with, jnp.dtype(d)) for d in (jnp.int8, jnp.float32, jnp.bfloat16)]
+    for product in (*kinds, arithmetic.matmul):
         got = jax.jit(product)(jnp.asarray(x), jnp.asarray(weight))
         assert got.dtype == jnp.int32
         np.testing.assert_array_equal(got, expected)

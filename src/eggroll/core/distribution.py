@@ -2,8 +2,7 @@
 
 A distribution makes a plan of a parameter tree: one `LeafPlan` a leaf, which says whether its noise is a
 low-rank matrix, elementwise, or none (frozen). Everything else (drawing, perturbing, estimating) works on
-plans, and so serves every distribution. Noise is drawn by `noise`, a pure function of the seed, the leaf, the
-generation and the pair.
+plans (see `core.draws`), and so serves every distribution.
 
 Source: arXiv 2511.16652; Salimans et al., arXiv 1703.03864, for full rank.
 """
@@ -14,29 +13,18 @@ import contextlib
 import fnmatch
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
-from optax import MaskedNode
 
 from eggroll.core import noise
-from eggroll.core.lowrank import LowRankArray
 
 
-class Factors(NamedTuple):
-    """Noise of a low-rank leaf for each of several pairs; unit variance, in the dtype of the leaf."""
-
-    a: Array  # (pairs, stack…, rows…, rank)
-    b: Array  # (pairs, stack…, columns…, rank)
-
-
-LeafNoise = Factors | Array | None
-"""Factors; or elementwise noise (pairs, *leaf shape); or None for a frozen leaf."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -86,6 +74,7 @@ class LowRank:
       stacked: leaf pattern → number of leading axes that count layers, each layer with noise of its own.
       split: leaf pattern → of the axes after the stacked ones, how many are rows (the others are columns); 0
         gives the leaf elementwise noise.
+      laws: leaf pattern → law of that leaf's noise, in place of `law`.
 
     Patterns are those of `fnmatch`, on paths such as "decoder/0/kernel"; the first that matches counts.
     """
@@ -94,11 +83,13 @@ class LowRank:
     law: str = "popcount"
     stacked: Mapping[str, int] = field(default_factory=dict)
     split: Mapping[str, int] = field(default_factory=dict)
+    laws: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise ValueError(f"expected rank ≥ 1, got {self.rank}; rank=1 is the usual choice")
-        noise.law(self.law)
+        for name in (self.law, *self.laws.values()):
+            noise.law(name)
         for name, patterns in (("stacked", self.stacked), ("split", self.split)):
             for pattern, axes in patterns.items():
                 if axes < 0:
@@ -106,7 +97,7 @@ class LowRank:
 
     def patterns(self) -> dict[str, Sequence[str]]:
         """The leaf patterns of each setting, to be checked against the leaves."""
-        return {"stacked": tuple(self.stacked), "split": tuple(self.split)}
+        return {"stacked": tuple(self.stacked), "split": tuple(self.split), "laws": tuple(self.laws)}
 
     def roles(self, path: str, shape: tuple[int, ...]) -> str:
         """The role of each axis of a leaf, or "" for elementwise noise.
@@ -148,12 +139,15 @@ class FullRank:
 
     Attributes:
       law: "normal", "popcount", "signs" or "table_normal".
+      laws: leaf pattern → law of that leaf's noise, in place of `law`.
     """
 
     law: str = "normal"
+    laws: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        noise.law(self.law)
+        for name in (self.law, *self.laws.values()):
+            noise.law(name)
 
     @property
     def rank(self) -> int:
@@ -161,8 +155,8 @@ class FullRank:
         return 0
 
     def patterns(self) -> dict[str, Sequence[str]]:
-        """No patterns."""
-        return {}
+        """The leaf patterns of each setting, to be checked against the leaves."""
+        return {"laws": tuple(self.laws)}
 
     def roles(self, path: str, shape: tuple[int, ...]) -> str:
         """Every leaf is elementwise."""
@@ -172,12 +166,20 @@ class FullRank:
 Distribution = LowRank | FullRank
 
 
-def _lookup(patterns: Mapping[str, int], path: str) -> int | None:
-    return next((axes for pattern, axes in patterns.items() if fnmatch.fnmatchcase(path, pattern)), None)
+Trainable = Sequence[str] | Callable[[str, Any], bool]
+"""Patterns of the leaves that evolve, or a predicate of a leaf's path and value."""
+
+
+def _lookup(patterns: Mapping[str, T], path: str) -> T | None:
+    return next((value for pattern, value in patterns.items() if fnmatch.fnmatchcase(path, pattern)), None)
 
 
 def _matches(patterns: Sequence[str], path: str) -> bool:
     return any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
+
+
+def _evolves(trainable: Trainable, path: str, leaf: Any) -> bool:
+    return bool(trainable(path, leaf)) if callable(trainable) else _matches(trainable, path)
 
 
 def leaf_paths(tree: Any) -> list[str]:
@@ -191,6 +193,7 @@ def make_plan(
     distribution: Distribution,
     params: Any,
     *,
+    trainable: Trainable = ("*",),
     frozen: Sequence[str] = (),
     allow_materialise: Sequence[str] = (),
 ) -> Plan:
@@ -199,7 +202,8 @@ def make_plan(
     Args:
       distribution: `LowRank` or `FullRank`.
       params: the parameter tree; arrays or their abstract shapes.
-      frozen: patterns of leaves that are neither perturbed nor updated.
+      trainable: patterns of the leaves that evolve, or a predicate `(path, leaf) → bool`; the others are frozen.
+      frozen: patterns of leaves that are neither perturbed nor updated, whatever `trainable` says.
       allow_materialise: patterns of leaves whose dense matrix a member may form.
     Raises:
       ValueError: nothing to train, a leaf that is no array or number, an integer leaf that is not frozen, an
@@ -207,6 +211,8 @@ def make_plan(
     """
     paths, leaves = leaf_paths(params), jax.tree.leaves(params)
     named = {**distribution.patterns(), "frozen": frozen, "allow_materialise": allow_materialise}
+    if not callable(trainable) and tuple(trainable) != ("*",):
+        named["trainable"] = trainable
     for name, patterns in named.items():
         for pattern in patterns:
             if not any(fnmatch.fnmatchcase(path, pattern) for path in paths):
@@ -224,7 +230,7 @@ def make_plan(
             path,
             leaf,
             identities[path],
-            _matches(frozen, path),
+            _matches(frozen, path) or not _evolves(trainable, path, leaf),
             _matches(allow_materialise, path),
         )
         for path, leaf in zip(paths, leaves, strict=True)
@@ -232,8 +238,7 @@ def make_plan(
     if all(leaf.frozen for leaf in plan):
         raise ValueError(
             f"expected at least one leaf to train, got {len(plan)} leaves, all frozen; pass a parameter tree "
-            "with "
-            "float arrays and freeze fewer of them"
+            "with float arrays and freeze fewer of them"
         )
     return plan
 
@@ -250,7 +255,8 @@ def _plan_leaf(
         )
     roles = distribution.roles(path, shape)
     rank = distribution.rank if roles else 0
-    return LeafPlan(path, identity, shape, dtype, roles, rank, distribution.law, False, may_materialise)
+    law = _lookup(distribution.laws, path) or distribution.law
+    return LeafPlan(path, identity, shape, dtype, roles, rank, law, False, may_materialise)
 
 
 def _dtype(path: str, leaf: Any) -> Any:
@@ -261,96 +267,3 @@ def _dtype(path: str, leaf: Any) -> Any:
         f"expected arrays and numbers as leaves, got a {type(leaf).__name__} in leaf {path!r}; partition the arrays "
         "out, as with eqx.partition(model, eqx.is_inexact_array), or take it out and have fitness close over it"
     )
-
-
-def draw_elements(
-    leaf: LeafPlan,
-    shape: tuple[int, ...],
-    factor: int,
-    seed: Int[Array, " 2"],
-    generation: Int[Array, ""],
-    pairs: Int[Array, " pairs"],
-    first: int | Int[Array, ""] = 0,
-) -> Float[Array, "pairs *shape"]:
-    """Draw some or all of one factor of a leaf, in the dtype of the leaf.
-
-    Args:
-      leaf: from a plan.
-      shape: of what is drawn for one pair; for a shard, of its rows alone.
-      factor: `noise.FACTOR_A`, `FACTOR_B` or `FACTOR_DENSE`.
-      seed, generation, pairs: as in `draw_noise`.
-      first: the number of the first element, row-major over the whole leaf, axis of rank included.
-    """
-    key = noise.stream_key(seed=seed, leaf=leaf.identity, factor=factor, generation=generation, pair=pairs)
-    element = first + jnp.arange(math.prod(shape), dtype=jnp.int32)[None, :]
-    bits = noise.element_bits((key[0][:, None], key[1][:, None]), element)
-    values = noise.to_float(jnp, noise.law(leaf.law), bits, erf_inv=jax.scipy.special.erfinv)
-    return values.reshape(pairs.shape[0], *shape).astype(leaf.dtype)
-
-
-def draw_noise(
-    plan: Plan, *, seed: Int[Array, " 2"], generation: Int[Array, ""], pairs: Int[Array, " pairs"]
-) -> list[LeafNoise]:
-    """Draw the noise of some pairs for every leaf.
-
-    Args:
-      plan: from `make_plan`.
-      seed: (2,) int32 words.
-      generation: int32 scalar.
-      pairs: (pairs,) int32, indices in the whole population.
-    Returns:
-      For each leaf `Factors`, an array (pairs, *leaf shape), or None where it is frozen; drawn in float32,
-      then cast to the dtype of the leaf.
-    """
-
-    def draw(leaf: LeafPlan) -> LeafNoise:
-        if leaf.frozen:
-            return None
-        if not leaf.rank:
-            return draw_elements(leaf, leaf.shape, noise.FACTOR_DENSE, seed, generation, pairs)
-        return Factors(
-            draw_elements(leaf, leaf.factor_shape("r"), noise.FACTOR_A, seed, generation, pairs),
-            draw_elements(leaf, leaf.factor_shape("c"), noise.FACTOR_B, seed, generation, pairs),
-        )
-
-    return [draw(leaf) for leaf in plan]
-
-
-def perturb(plan: Plan, params: Any, drawn: Sequence[LeafNoise], scale: Float[Array, ""]) -> Any:
-    """The parameters of one member: `params + scale·E`, low-rank leaves as `LowRankArray`.
-
-    Args:
-      plan: from `make_plan`.
-      params: the mean.
-      drawn: noise of one pair, without the axis of pairs.
-      scale: float32 scalar; sign · σ.
-    """
-
-    def move(leaf: LeafPlan, mean: Array, own: LeafNoise) -> Any:
-        if own is None:
-            return mean
-        if not isinstance(own, Factors):
-            return (mean + scale * own.astype(jnp.float32)).astype(leaf.dtype)
-        scaled = scale / math.sqrt(leaf.rank)
-        return LowRankArray(mean, own.a, own.b, scaled, leaf.roles, leaf.path, leaf.may_materialise)
-
-    leaves, tree = jax.tree.flatten(params)
-    return jax.tree.unflatten(tree, [move(*each) for each in zip(plan, leaves, drawn, strict=True)])
-
-
-def weighted_sum(leaf: LeafPlan, drawn: Factors | Array, weights: Float[Array, " pairs"]) -> Float[Array, " ..."]:
-    """`Σ_p w_p·E_p` for one leaf, in full float32, of its shape; for `Factors` no E_p is formed."""
-    if not isinstance(drawn, Factors):
-        return jnp.tensordot(weights, drawn.astype(jnp.float32), axes=1, precision="highest")
-    size = {role: math.prod(n for n, own in zip(leaf.shape, leaf.roles, strict=True) if own == role) for role in "src"}
-    pairs = weights.shape[0]
-    a = drawn.a.astype(jnp.float32).reshape(pairs, size["s"], size["r"], leaf.rank) * weights[:, None, None, None]
-    b = drawn.b.astype(jnp.float32).reshape(pairs, size["s"], size["c"], leaf.rank)
-    total = jnp.einsum("psmk,psnk->smn", a, b, precision="highest")
-    return (total / math.sqrt(leaf.rank)).reshape(leaf.shape)
-
-
-def trainable(plan: Plan, leaves: Sequence[Any], tree: Any) -> Any:
-    """The tree that the optimiser sees: frozen leaves are optax's `MaskedNode`, which has no leaves."""
-    kept = [MaskedNode() if leaf.frozen else value for leaf, value in zip(plan, leaves, strict=True)]
-    return jax.tree.unflatten(tree, kept)

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from eggroll.core.distribution import Plan, draw_noise, weighted_sum
+from eggroll.core.distribution import Plan
+from eggroll.core.draws import draw_noise, weighted_sum
 
 
 def pair_weights(utilities: Float[Array, " members"]) -> Float[Array, " pairs"]:

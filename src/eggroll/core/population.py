@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from eggroll.core.distribution import Plan, draw_noise, perturb
+from eggroll.core.distribution import Plan
+from eggroll.core.draws import draw_noise, perturb
 from eggroll.core.lowrank import apply_perturbed
 
 
@@ -40,11 +41,16 @@ def per_group(value: Any) -> PerGroup:
 
 
 class Setting(NamedTuple):
-    """The static sizes of an evaluation, all in members but for `chunk_pairs`."""
+    """The static sizes of an evaluation: members but for `chunk_pairs`, and generations that a perturbation lives."""
 
     population_size: int
     group_size: int
     chunk_pairs: int
+    noise_reuse: int = 1
+
+    def noise_generation(self, generation: Int[Array, ""]) -> Int[Array, ""]:
+        """The generation whose noise is drawn; the same for `noise_reuse` generations in a row."""
+        return generation // self.noise_reuse
 
 
 class Evaluation(NamedTuple):
@@ -110,7 +116,7 @@ def evaluate(
 
     def chunk(part: tuple[Array, Any]) -> Evaluation:
         indices, carries = part
-        drawn = draw_noise(plan, seed=seed, generation=generation, pairs=indices)
+        drawn = draw_noise(plan, seed=seed, generation=setting.noise_generation(generation), pairs=indices)
         if groups == 1:  # nothing depends on the pair but its noise: what comes before the first weight is shared
             return jax.vmap(pair, in_axes=(0, None, 0))(drawn, jnp.int32(0), carries)
         return jax.vmap(pair)(drawn, indices // (setting.group_size // 2), carries)

@@ -5,19 +5,28 @@ Source: arXiv 2511.16652, Algorithm 1.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from eggroll.core import noise
+from eggroll.core import memory, noise
 from eggroll.core.checks import KnownTrees, check_rounding
-from eggroll.core.distribution import Distribution, FullRank, LowRank, Plan, draw_noise, make_plan
-from eggroll.core.distribution import perturb as perturb_params
-from eggroll.core.distribution import trainable as trainable_tree
+from eggroll.core.distribution import (
+    Distribution,
+    FullRank,
+    LowRank,
+    Plan,
+    Trainable,
+    make_plan,
+)
+from eggroll.core.draws import draw_noise, noise_bytes
+from eggroll.core.draws import perturb as perturb_params
+from eggroll.core.draws import trainable as trainable_tree
 from eggroll.core.estimate import descent_direction, estimate_gradient, pair_weights
 from eggroll.core.fitness import Shaping, count_nan, shape_by_name
 from eggroll.core.lowrank import LowRankArray
@@ -73,10 +82,17 @@ class EvolutionStrategy:
       distribution: `LowRank(…)` or `FullRank(…)`, in place of `rank` and `law`.
       shaping: raw fitness to utilities: a name (see `fitness.shape_by_name`) or a function.
       group_size: members that share key and data, even, a divisor of `population_size`; default all.
-      chunk_size: members evaluated at a time, even; default at most 1024. Results do not depend on it but by
-        rounding.
-      frozen: patterns of leaves that are neither perturbed nor updated, such as "embedding/*".
+      chunk_size: members evaluated at a time, even; default at most 1024. "auto" takes, at the first step, the
+        largest chunk whose working memory fits (see `core.memory`); `chunk_size` then tells it. Results do not
+        depend on it but by rounding.
+      noise_reuse: generations that a perturbation lives, ≥ 1: members keep their perturbations for so many updates,
+        each estimated from that generation's own fitness.
+      trainable: patterns of the leaves that evolve, such as "*/kernel", or a predicate `(path, leaf) → bool`; the
+        others are frozen: neither perturbed nor updated, and shared by all members.
+      frozen: patterns of leaves that do not evolve, whatever `trainable` says.
       allow_materialise: patterns of leaves whose dense matrix a member may form.
+
+    A pattern is that of `fnmatch` on a leaf's path, "decoder/0/kernel"; one or a sequence of them.
 
     Settings are fixed: setting an attribute later raises AttributeError. A state belongs to no strategy, and so a
     new one can go on from it.
@@ -96,9 +112,11 @@ class EvolutionStrategy:
         distribution: Distribution | None = None,
         shaping: str | Shaping = "z_score",
         group_size: int | None = None,
-        chunk_size: int | None = None,
-        frozen: Sequence[str] = (),
-        allow_materialise: Sequence[str] = (),
+        chunk_size: int | Literal["auto"] | None = None,
+        noise_reuse: int = 1,
+        trainable: str | Trainable = ("*",),
+        frozen: str | Sequence[str] = (),
+        allow_materialise: str | Sequence[str] = (),
     ) -> None:
         self.population_size = _even("population_size", population_size)
         self.group_size = _even("group_size", population_size if group_size is None else group_size)
@@ -107,13 +125,16 @@ class EvolutionStrategy:
                 f"expected a group_size that divides population_size {population_size}, got {group_size}; "
                 "choose an even divisor"
             )
-        chunk = _even("chunk_size", min(_DEFAULT_CHUNK, population_size) if chunk_size is None else chunk_size)
-        self.setting = Setting(population_size, self.group_size, min(chunk, population_size) // 2)
+        if noise_reuse < 1 or int(noise_reuse) != noise_reuse:
+            raise ValueError(f"expected noise_reuse ≥ 1, got {noise_reuse}; 1 draws new noise every generation")
+        self.noise_reuse = int(noise_reuse)
+        self._chunk_pairs = _chunk_pairs(chunk_size, self.population_size)
         self.distribution = _choose_distribution(rank, law, distribution)
         self.shaping = shape_by_name(shaping, self.group_size) if isinstance(shaping, str) else shaping
         self.optimizer = optimizer
         self.sigma = sigma
-        self.frozen, self.allow_materialise = tuple(frozen), tuple(allow_materialise)
+        self.trainable: Trainable = trainable if callable(trainable) else _patterns(trainable)
+        self.frozen, self.allow_materialise = _patterns(frozen), _patterns(allow_materialise)
         self._first_sigma = float(sigma(0) if callable(sigma) else sigma)
         if not self._first_sigma > 0:
             raise ValueError(f"expected sigma > 0, got {self._first_sigma}; 0.01 to 0.1 suits most models")
@@ -151,7 +172,18 @@ class EvolutionStrategy:
 
     def plan(self, params: Any) -> Plan:
         """How each leaf of `params` is perturbed."""
-        return make_plan(self.distribution, params, frozen=self.frozen, allow_materialise=self.allow_materialise)
+        return make_plan(
+            self.distribution,
+            params,
+            trainable=self.trainable,
+            frozen=self.frozen,
+            allow_materialise=self.allow_materialise,
+        )
+
+    @property
+    def chunk_size(self) -> int | None:
+        """Members evaluated at a time; None before "auto" has been resolved."""
+        return None if self._chunk_pairs is None else 2 * self._chunk_pairs
 
     def ask(self, state: State) -> Members:
         """The members of this generation, for those who evaluate them elsewhere."""
@@ -202,6 +234,8 @@ class EvolutionStrategy:
         """
         self._known_trees.check(state.params)
         carry = jax.tree.map(_strong, carry)
+        if self._chunk_pairs is None:
+            self._chunk_pairs = self._largest_chunk(state, args, carry, fitness, has_aux)
         state, info, evaluation = self._step(state, args, carry, fitness=fitness, has_aux=has_aux)
         extra = ([] if carry is None else [evaluation.carry]) + ([evaluation.aux] if has_aux else [])
         return state, info, *extra
@@ -232,21 +266,42 @@ class EvolutionStrategy:
     def _evaluate_and_update(
         self, state: State, args: tuple[Any, ...], carry: Any, *, fitness: Callable[..., Any], has_aux: bool
     ) -> tuple[State, Info, Evaluation]:
-        evaluation = evaluate(
+        evaluation = self._evaluate(state, args, carry, self.population_size // 2, fitness, has_aux)
+        state, info = self._update(state, evaluation.fitness)
+        return state, info, evaluation
+
+    def _evaluate(
+        self, state: State, args: Any, carry: Any, pairs: int, fitness: Callable[..., Any], has_aux: bool
+    ) -> Evaluation:
+        """The first `pairs` pairs of the population."""
+        return evaluate(
             fitness,
             self.plan(state.params),
             state.params,
-            jnp.arange(self.population_size // 2, dtype=jnp.int32),
+            jnp.arange(pairs, dtype=jnp.int32),
             args,
             seed=state.seed,
             generation=state.generation,
             sigma=self._sigma_at(state.generation),
-            setting=self.setting,
+            setting=self._setting(pairs),
             carry=carry,
             has_aux=has_aux,
         )
-        state, info = self._update(state, evaluation.fitness)
-        return state, info, evaluation
+
+    def _setting(self, pairs: int) -> Setting:
+        chunk = min(self._chunk_pairs or pairs, pairs)
+        return Setting(self.population_size, self.group_size, chunk, self.noise_reuse)
+
+    def _largest_chunk(
+        self, state: State, args: Any, carry: Any, fitness: Callable[..., Any], has_aux: bool
+    ) -> int:
+        """Pairs of the largest chunk whose evaluation fits into memory, by compiling a small one."""
+        pairs = self.population_size // 2
+        probe = min(memory.PROBE_PAIRS, pairs)
+        own = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2 * probe, *x.shape[1:]), x.dtype), carry)
+        evaluation = functools.partial(self._evaluate, pairs=probe, fitness=fitness, has_aux=has_aux)
+        size = memory.working_bytes(evaluation, state, args, own)
+        return memory.largest_chunk(pairs, probe, size, memory.memory_budget())
 
     def _update(self, state: State, scores: Array) -> tuple[State, Info]:
         utilities = self.shaping(scores)
@@ -262,13 +317,20 @@ class EvolutionStrategy:
             pair_weights(utilities),
             jnp.arange(self.population_size // 2, dtype=jnp.int32),
             seed=state.seed,
-            generation=state.generation,
+            generation=self._setting(1).noise_generation(state.generation),
             sigma=sigma,
             population_size=self.population_size,
-            chunk_pairs=self.setting.chunk_pairs,
+            chunk_pairs=self._update_chunk(plan),
         )
         params, opt_state = self._optimise(plan, state, descent_direction(gradient))
         return State(params, opt_state, state.seed, state.generation + 1), _info(scores, sigma, state.generation)
+
+    def _update_chunk(self, plan: Plan) -> int:
+        """Pairs whose noise the update draws at a time: those of the evaluation, or as many as fit."""
+        pairs = self.population_size // 2
+        if self._chunk_pairs is not None:
+            return self._chunk_pairs
+        return memory.largest_chunk(pairs, 1, 3 * noise_bytes(plan), memory.memory_budget())
 
     def _optimise(self, plan: Plan, state: State, direction: list[Any]) -> tuple[Any, Any]:
         """One step of optax on the trainable leaves; dtypes stay, so that nothing is compiled again."""
@@ -281,7 +343,8 @@ class EvolutionStrategy:
 
     def _dense_member(self, state: State, member: Array) -> Any:
         plan, sign = self.plan(state.params), (1 - 2 * (member % 2)).astype(jnp.float32)
-        drawn = draw_noise(plan, seed=state.seed, generation=state.generation, pairs=(member // 2)[None])
+        generation = self._setting(1).noise_generation(state.generation)
+        drawn = draw_noise(plan, seed=state.seed, generation=generation, pairs=(member // 2)[None])
         own = jax.tree.map(lambda x: x[0], drawn)
         moved = perturb_params(plan, state.params, own, sign * self._sigma_at(state.generation))
         return jax.tree.map(
@@ -298,6 +361,20 @@ def _even(name: str, value: int) -> int:
             f"choose {max(2, int(value) // 2 * 2 + 2)}"
         )
     return int(value)
+
+
+def _patterns(given: str | Sequence[str]) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given)
+
+
+def _chunk_pairs(chunk_size: int | str | None, population_size: int) -> int | None:
+    """Pairs of a chunk; None where they are to be found at the first step."""
+    if chunk_size == "auto":
+        return None
+    if isinstance(chunk_size, str):
+        raise ValueError(f'expected an even chunk_size or "auto", got {chunk_size!r}; "auto" takes what fits')
+    chunk = min(_DEFAULT_CHUNK, population_size) if chunk_size is None else _even("chunk_size", chunk_size)
+    return min(chunk, population_size) // 2
 
 
 def _choose_distribution(rank: int | None, law: str | None, distribution: Distribution | None) -> Distribution:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import functools
 import math
+import time
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -48,23 +50,10 @@ def row_sum(value: Int32[Array, "*rows width"]) -> Int32[Array, "*rows"]:
     return jnp.sum(value, axis=-1, dtype=jnp.int32)
 
 
-@functools.cache
-def cpu_operand_dtype() -> jnp.dtype:
-    """What holds the operands of an exact product on this CPU: bfloat16 where it multiplies in hardware, else float32.
-
-    Both hold every int8, and both sum in float32; bfloat16 is up to twice as fast where `avx512_bf16` or AMX is there.
-    """
-    try:
-        flags = set(Path("/proc/cpuinfo").read_text().split())
-    except OSError:
-        flags = set()
-    return jnp.dtype(jnp.bfloat16 if flags & {"avx512_bf16", "amx_bf16"} else jnp.float32)
-
-
-def _float_matmul(
-    x: Int8[Array, "*rows inputs"], weight: Int8[Array, "outputs inputs"], dtype: jnp.dtype | None = None
+def _blocked_matmul(
+    x: Int8[Array, "*rows inputs"], weight: Int8[Array, "outputs inputs"], dtype: jnp.dtype
 ) -> Int32[Array, "*rows outputs"]:
-    dtype = cpu_operand_dtype() if dtype is None else dtype
+    """The exact product with operands of `dtype`: floats are summed in float32, a block at a time."""
     contract_last = (((x.ndim - 1,), (1,)), ((), ()))
     total = jnp.int32(0)
     for k in range(0, weight.shape[1], EXACT_BLOCK):
@@ -83,13 +72,55 @@ def _integer_matmul(
     return lax.dot_general(x, weight, contract_last, preferred_element_type=jnp.int32)
 
 
+def matmul_with(
+    dtype: jnp.dtype, x: Int8[Array, "*rows inputs"], weight: Int8[Array, "outputs inputs"]
+) -> Int32[Array, "*rows outputs"]:
+    """`x · weightᵀ` with operands of int8, bfloat16 or float32: the same integers by each."""
+    return _integer_matmul(x, weight) if dtype == jnp.int8 else _blocked_matmul(x, weight, dtype)
+
+
+@functools.cache
+def cpu_operand_dtype() -> jnp.dtype:
+    """The operands of exact products that this CPU multiplies fastest, by a trial of a few milliseconds each.
+
+    int8, float32, and bfloat16 where the processor has it: which one wins depends on processor and XLA version, and
+    all give the same integers.
+    """
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        flags = set()
+    hardware = [jnp.bfloat16] if flags & {"avx512_bf16", "amx_bf16"} else []
+    return min(map(jnp.dtype, [jnp.int8, jnp.float32, *hardware]), key=_trial_seconds)
+
+
+def _trial_seconds(dtype: jnp.dtype) -> float:
+    """The best of a few products of the model's usual size, on the CPU, outside of any trace."""
+    with jax.ensure_compile_time_eval(), jax.default_device(jax.devices("cpu")[0]):
+        x, weight = jnp.ones((2048, 256), jnp.int8), jnp.ones((256, 256), jnp.int8)
+        product = jax.jit(functools.partial(matmul_with, dtype))
+        product(x, weight).block_until_ready()
+        times = []
+        for _ in range(7):
+            start = time.perf_counter()
+            product(x, weight).block_until_ready()
+            times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def _cpu_matmul(
+    x: Int8[Array, "*rows inputs"], weight: Int8[Array, "outputs inputs"]
+) -> Int32[Array, "*rows outputs"]:
+    return matmul_with(cpu_operand_dtype() if jax.default_backend() == "cpu" else jnp.dtype(jnp.float32), x, weight)
+
+
 def matmul(x: Int8[Array, "*rows inputs"], weight: Int8[Array, "outputs inputs"]) -> Int32[Array, "*rows outputs"]:
     """`x · weightᵀ` with sums in int32, exactly; inputs ≤ 133,000.
 
-    On CPUs a product summed in float32, at most 1024 inputs at a time; on accelerators int8 × int8 → int32. Both give
-    the same integers.
+    On CPUs with the operands that are fastest there, floats in blocks of at most 1024 inputs; on accelerators int8 ×
+    int8 → int32. All give the same integers.
     """
-    return lax.platform_dependent(x, weight, cpu=_float_matmul, default=_integer_matmul)
+    return lax.platform_dependent(x, weight, cpu=_cpu_matmul, default=_integer_matmul)
 
 
 class Factors(NamedTuple):

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int8, Int32
 
 from eggroll.core import noise
+from eggroll.core.draws import stream_keys
 from eggroll.integer.arithmetic import Factors, expand
 from eggroll.integer.model import Config, is_matrix, leaf_shapes, nested
 
@@ -23,7 +24,7 @@ Seed = Int32[Array, "2"]
 class Streams:
     """Key words of every (leaf, factor) stream of some pairs, each (streams, pairs) int32.
 
-    All of them come from one vectorised call, which compiles far faster than one call a stream.
+    All of them come from one call, which compiles far faster than one call a stream.
     """
 
     index: dict[tuple[str, int], int]
@@ -40,10 +41,8 @@ class Streams:
 def streams(config: Config, *, seed: Seed, generation: Array, pairs: Int32[Array, "pairs"]) -> Streams:
     """The keys of all leaves and both factors for some pairs."""
     names = [(path, factor) for path in leaf_shapes(config) for factor in (noise.FACTOR_A, noise.FACTOR_B)]
-    leaves = jnp.asarray([noise.leaf_id(path) for path, _ in names], jnp.int32)[:, None]
-    factors = jnp.asarray([factor for _, factor in names], jnp.int32)[:, None]
-    pair = jnp.broadcast_to(pairs[None], (len(names), pairs.shape[0]))
-    words = noise.stream_key(seed=seed, leaf=leaves, factor=factors, generation=generation, pair=pair)
+    identities = [(noise.leaf_id(path), factor) for path, factor in names]
+    words = stream_keys(identities, seed=seed, generation=generation, pairs=pairs)
     return Streams({name: row for row, name in enumerate(names)}, words)
 
 

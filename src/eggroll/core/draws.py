@@ -1,0 +1,168 @@
+"""Draw the noise of a plan in JAX, perturb parameters with it, and sum it by weights.
+
+Noise is a pure function of the seed, the leaf, the generation and the pair (`core.noise`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+from optax import MaskedNode
+
+from eggroll.core import noise
+from eggroll.core.distribution import LeafPlan, Plan
+from eggroll.core.lowrank import LowRankArray
+
+Words = tuple[Array, Array]
+"""The two int32 key words of a stream, or of many."""
+
+
+class Factors(NamedTuple):
+    """Noise of a low-rank leaf for each of several pairs; unit variance, in the dtype of the leaf."""
+
+    a: Array  # (pairs, stack…, rows…, rank)
+    b: Array  # (pairs, stack…, columns…, rank)
+
+
+LeafNoise = Factors | Array | None
+"""Factors; or elementwise noise (pairs, *leaf shape); or None for a frozen leaf."""
+
+
+def stream_keys(
+    streams: Sequence[tuple[int, int]],
+    *,
+    seed: Int[Array, " 2"],
+    generation: Int[Array, ""],
+    pairs: Int[Array, " pairs"],
+) -> Words:
+    """The keys of some streams of each pair, as `noise.stream_key` gives them.
+
+    They are computed in a loop over streams, which XLA keeps: without one it would fold the 26 rounds of a key into
+    whatever uses it, and compute them again for each element (measured: 10 to 20 times the cost of a draw).
+
+    Args:
+      streams: (leaf identity, factor) of each, at least one.
+      seed: (2,) int32 words.
+      generation: int32 scalar.
+      pairs: (pairs,) int32, indices in the whole population.
+    Returns:
+      Two int32 arrays (streams, pairs).
+    """
+    rows = [*streams, *streams[:1]] if len(streams) == 1 else streams  # a loop of one step would be inlined
+    leaf, factor = (jnp.array(column, jnp.int32) for column in zip(*rows, strict=True))
+
+    def one(stream: Words) -> Words:
+        counters = {"leaf": stream[0], "factor": stream[1], "generation": generation}
+        return noise.stream_key(seed=seed, **counters, pair=pairs)
+
+    first, second = lax.map(one, (leaf, factor))
+    return first[: len(streams)], second[: len(streams)]
+
+
+def draw_elements(
+    leaf: LeafPlan, shape: tuple[int, ...], key: Words, first: int | Int[Array, ""] = 0
+) -> Float[Array, "pairs *shape"]:
+    """Draw some or all of one factor of a leaf, in the dtype of the leaf.
+
+    Args:
+      leaf: from a plan.
+      shape: of what is drawn for one pair; for a shard, of its rows alone.
+      key: of the leaf's factor, (pairs,) each.
+      first: the number of the first element, row-major over the whole leaf, axis of rank included.
+    """
+    element = first + jnp.arange(math.prod(shape), dtype=jnp.int32)[None, :]
+    bits = noise.element_bits((key[0][:, None], key[1][:, None]), element)
+    values = noise.to_float(jnp, noise.law(leaf.law), bits, erf_inv=jax.scipy.special.erfinv)
+    return values.reshape(key[0].shape[0], *shape).astype(leaf.dtype)
+
+
+def draw_noise(
+    plan: Plan, *, seed: Int[Array, " 2"], generation: Int[Array, ""], pairs: Int[Array, " pairs"]
+) -> list[LeafNoise]:
+    """Draw the noise of some pairs for every leaf.
+
+    Args:
+      plan: from `make_plan`.
+      seed: (2,) int32 words.
+      generation: int32 scalar.
+      pairs: (pairs,) int32, indices in the whole population.
+    Returns:
+      For each leaf `Factors`, an array (pairs, *leaf shape), or None where it is frozen; drawn in float32,
+      then cast to the dtype of the leaf.
+    """
+
+    streams = [(leaf.identity, factor) for leaf in plan for factor in _factors(leaf)]
+    first, second = stream_keys(streams, seed=seed, generation=generation, pairs=pairs)
+    keys = iter(zip(first, second, strict=True))
+
+    def draw(leaf: LeafPlan) -> LeafNoise:
+        if leaf.frozen:
+            return None
+        if not leaf.rank:
+            return draw_elements(leaf, leaf.shape, next(keys))
+        return Factors(*(draw_elements(leaf, leaf.factor_shape(side), next(keys)) for side in "rc"))
+
+    return [draw(leaf) for leaf in plan]
+
+
+def _factors(leaf: LeafPlan) -> tuple[int, ...]:
+    """The factors that are drawn for a leaf, in order."""
+    if leaf.frozen:
+        return ()
+    return (noise.FACTOR_A, noise.FACTOR_B) if leaf.rank else (noise.FACTOR_DENSE,)
+
+
+def noise_bytes(plan: Plan) -> int:
+    """Bytes of the noise of one pair in float32, all leaves together."""
+
+    def elements(leaf: LeafPlan) -> int:
+        sides = [leaf.factor_shape("r"), leaf.factor_shape("c")] if leaf.rank else [leaf.shape]
+        return 0 if leaf.frozen else sum(math.prod(shape) for shape in sides)
+
+    return 4 * sum(map(elements, plan))
+
+
+def perturb(plan: Plan, params: Any, drawn: Sequence[LeafNoise], scale: Float[Array, ""]) -> Any:
+    """The parameters of one member: `params + scale·E`, low-rank leaves as `LowRankArray`.
+
+    Args:
+      plan: from `make_plan`.
+      params: the mean.
+      drawn: noise of one pair, without the axis of pairs.
+      scale: float32 scalar; sign · σ.
+    """
+
+    def move(leaf: LeafPlan, mean: Array, own: LeafNoise) -> Any:
+        if own is None:
+            return mean
+        if not isinstance(own, Factors):
+            return (mean + scale * own.astype(jnp.float32)).astype(leaf.dtype)
+        scaled = scale / math.sqrt(leaf.rank)
+        return LowRankArray(mean, own.a, own.b, scaled, leaf.roles, leaf.path, leaf.may_materialise)
+
+    leaves, tree = jax.tree.flatten(params)
+    return jax.tree.unflatten(tree, [move(*each) for each in zip(plan, leaves, drawn, strict=True)])
+
+
+def weighted_sum(leaf: LeafPlan, drawn: Factors | Array, weights: Float[Array, " pairs"]) -> Float[Array, " ..."]:
+    """`Σ_p w_p·E_p` for one leaf, in full float32, of its shape; for `Factors` no E_p is formed."""
+    if not isinstance(drawn, Factors):
+        return jnp.tensordot(weights, drawn.astype(jnp.float32), axes=1, precision="highest")
+    size = {role: math.prod(n for n, own in zip(leaf.shape, leaf.roles, strict=True) if own == role) for role in "src"}
+    pairs = weights.shape[0]
+    a = drawn.a.astype(jnp.float32).reshape(pairs, size["s"], size["r"], leaf.rank) * weights[:, None, None, None]
+    b = drawn.b.astype(jnp.float32).reshape(pairs, size["s"], size["c"], leaf.rank)
+    total = jnp.einsum("psmk,psnk->smn", a, b, precision="highest")
+    return (total / math.sqrt(leaf.rank)).reshape(leaf.shape)
+
+
+def trainable(plan: Plan, leaves: Sequence[Any], tree: Any) -> Any:
+    """The tree that the optimiser sees: frozen leaves are optax's `MaskedNode`, which has no leaves."""
+    kept = [MaskedNode() if leaf.frozen else value for leaf, value in zip(plan, leaves, strict=True)]
+    return jax.tree.unflatten(tree, kept)

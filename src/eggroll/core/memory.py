@@ -1,0 +1,73 @@
+"""How many members fit at a time: the compiler is asked what a small chunk needs, and the rest is division.
+
+Working memory grows in proportion to the chunk (noise and activations of its members), so that one compilation of a
+probe of `PROBE_PAIRS` pairs tells the bytes of a pair.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+PROBE_PAIRS = 8
+SHARE_OF_FREE = 0.5
+"""Of an accelerator's free memory; the rest is for the population's own arrays, the update and the allocator."""
+CPU_BUDGET = 256 * 2**20
+"""Bytes of a chunk on a CPU: larger chunks leave the caches and are no faster. At most an eighth of what is free."""
+
+
+def memory_budget() -> int:
+    """Bytes that one chunk may take for noise, activations and what the compiler keeps between."""
+    statistics = jax.devices()[0].memory_stats() or {}
+    if "bytes_limit" in statistics:
+        free = statistics["bytes_limit"] - statistics.get("bytes_in_use", 0)
+        return max(int(SHARE_OF_FREE * free), 1)
+    return min(CPU_BUDGET, _free_host_memory() // 8)
+
+
+def _free_host_memory() -> int:
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, AttributeError):
+        return 8 * CPU_BUDGET
+
+
+def working_bytes(function: Callable[..., Any], *args: Any) -> int:
+    """What the compiled function needs beside its arguments: temporaries and results, in bytes.
+
+    Args:
+      function: is compiled for abstract values like `args`, not run.
+    Raises:
+      ValueError: the backend does not tell.
+    """
+    shapes = jax.tree.map(_abstract, args)
+    statistics = jax.jit(function).lower(*shapes).compile().memory_analysis()
+    if statistics is None:
+        raise ValueError(
+            f"expected a backend that tells what a compiled function needs for chunk_size='auto', got "
+            f"{jax.default_backend()}; give chunk_size a number of members"
+        )
+    return int(statistics.temp_size_in_bytes + statistics.output_size_in_bytes)
+
+
+def _abstract(value: Any) -> jax.ShapeDtypeStruct:
+    array = value if hasattr(value, "dtype") else jnp.asarray(value)
+    return jax.ShapeDtypeStruct(np.shape(array), array.dtype)
+
+
+def largest_chunk(pairs: int, probe_pairs: int, probe_bytes: int, budget: int) -> int:
+    """Pairs of the largest chunk within the budget, evened out over the chunks; at least 1.
+
+    Args:
+      pairs: of the population.
+      probe_pairs, probe_bytes: a chunk that was measured.
+      budget: bytes.
+    """
+    fit = min(pairs, max(1, budget * probe_pairs // max(probe_bytes, 1)))
+    chunks = -(-pairs // fit)
+    return -(-pairs // chunks)
