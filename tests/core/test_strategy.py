@@ -213,6 +213,60 @@ def test_frozen_leaves_stay_even_under_weight_decay():
     assert not np.allclose(state.params["w"], params["w"])
 
 
+@pytest.mark.parametrize("trainable", ["w", ("w",), lambda path, leaf: leaf.ndim == 2])
+def test_only_trainable_leaves_evolve(trainable):
+    params = PARAMS | {"table": jnp.arange(4)}
+    es = strategy(optax.adamw(0.1, weight_decay=0.5), trainable=trainable)
+    state, info = es.step(es.init(params), score, X)
+    assert not np.allclose(state.params["w"], params["w"])
+    for name in ("b", "table"):
+        np.testing.assert_array_equal(state.params[name], params[name])
+    frozen = strategy(optax.adamw(0.1, weight_decay=0.5), frozen=["b", "table"])
+    close(info.fitness, frozen.step(frozen.init(params), score, X)[1].fitness)
+
+
+def test_trainable_patterns_must_match_and_leave_something():
+    with pytest.raises(
+        ValueError, match=r"expected trainable patterns that match a leaf, got 'x\*'; the leaves are b, w"
+    ):
+        strategy(trainable="x*").init(PARAMS)
+    with pytest.raises(ValueError, match="expected at least one leaf to train, got 2 leaves, all frozen"):
+        strategy(trainable=lambda path, leaf: False).init(PARAMS)
+
+
+@pytest.mark.parametrize("kind", [LowRank, FullRank])
+def test_a_leaf_may_have_a_law_of_its_own(kind):
+    distribution = kind(law="popcount", laws={"w": "signs"})
+    es = strategy(distribution=distribution)
+    member = es.perturbed(es.init(PARAMS, seed=3), 5)
+    low_rank = None if isinstance(distribution, LowRank) else False
+    which = {"sigma": 0.1, "seed": 3, "generation": 0, "low_rank": low_rank}
+    for path, law in {"w": "signs", "b": "popcount"}.items():
+        close(member[path], member_params(PARAMS, 5, law=law, **which)[path])
+
+
+@pytest.mark.parametrize("settings", [{}, {"chunk_size": 4}])
+def test_a_perturbation_lives_as_many_generations_as_noise_reuse_says(settings):
+    es = strategy(optax.sgd(0.0), noise_reuse=3, **settings)
+    state, seen = es.init(PARAMS, seed=2), []
+    for generation in range(6):
+        close(es.perturbed(state, 3)["w"], member_params(PARAMS, 3, sigma=0.1, seed=2, generation=generation // 3)["w"])
+        state, info = es.step(state, score, X)
+        seen.append(np.asarray(info.fitness))
+    for generation in (1, 2, 4, 5):
+        np.testing.assert_array_equal(seen[generation], seen[generation // 3 * 3])
+    assert not np.allclose(seen[0], seen[3])
+
+
+def test_the_update_uses_the_reused_noise():
+    es, once = strategy(noise_reuse=2), strategy()
+    fitness = np.arange(12.0)
+    start = es.init(PARAMS, seed=2)
+    later = start._replace(generation=jnp.int32(1))
+    close(es.tell(later, fitness)[0].params, once.tell(start, fitness)[0].params)
+    assert not np.allclose(once.tell(later, fitness)[0].params["w"], es.tell(later, fitness)[0].params["w"])
+
+
 def test_carry_and_aux_are_returned_in_that_order():
     es = strategy(group_size=6)
     state = es.init(PARAMS)
@@ -300,6 +354,8 @@ def test_materialising_is_refused_then_allowed():
         ({"group_size": 3}, "expected an even group_size ≥ 2, got 3"),
         ({"group_size": 8}, "expected a group_size that divides population_size 12, got 8"),
         ({"chunk_size": 5}, "expected an even chunk_size ≥ 2, got 5"),
+        ({"noise_reuse": 0}, "expected noise_reuse ≥ 1, got 0"),
+        ({"law": "cauchy"}, "expected a noise law among"),
         ({"shaping": "best"}, "expected a shaping among"),
         ({"rank": 2, "distribution": LowRank()}, "expected rank and law inside the distribution"),
     ],

@@ -23,7 +23,6 @@ import numpy as np
 
 from eggroll.core import noise
 
-
 T = TypeVar("T")
 
 

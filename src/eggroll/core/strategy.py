@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -112,7 +112,7 @@ class EvolutionStrategy:
         distribution: Distribution | None = None,
         shaping: str | Shaping = "z_score",
         group_size: int | None = None,
-        chunk_size: int | Literal["auto"] | None = None,
+        chunk_size: int | str | None = None,
         noise_reuse: int = 1,
         trainable: str | Trainable = ("*",),
         frozen: str | Sequence[str] = (),
@@ -292,9 +292,7 @@ class EvolutionStrategy:
         chunk = min(self._chunk_pairs or pairs, pairs)
         return Setting(self.population_size, self.group_size, chunk, self.noise_reuse)
 
-    def _largest_chunk(
-        self, state: State, args: Any, carry: Any, fitness: Callable[..., Any], has_aux: bool
-    ) -> int:
+    def _largest_chunk(self, state: State, args: Any, carry: Any, fitness: Callable[..., Any], has_aux: bool) -> int:
         """Pairs of the largest chunk whose evaluation fits into memory, by compiling a small one."""
         pairs = self.population_size // 2
         probe = min(memory.PROBE_PAIRS, pairs)

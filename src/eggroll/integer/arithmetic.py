@@ -108,9 +108,7 @@ def _trial_seconds(dtype: jnp.dtype) -> float:
     return min(times)
 
 
-def _cpu_matmul(
-    x: Int8[Array, "*rows inputs"], weight: Int8[Array, "outputs inputs"]
-) -> Int32[Array, "*rows outputs"]:
+def _cpu_matmul(x: Int8[Array, "*rows inputs"], weight: Int8[Array, "outputs inputs"]) -> Int32[Array, "*rows outputs"]:
     return matmul_with(cpu_operand_dtype() if jax.default_backend() == "cpu" else jnp.dtype(jnp.float32), x, weight)
 
 
