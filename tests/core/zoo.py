@@ -6,6 +6,7 @@ axes are matrices. Parameters are float32; whoever wants another dtype casts the
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -114,7 +115,7 @@ def plain_ensemble() -> Model:
 
 
 def linen(module: nn.Module, x: Any, **kwargs: Any) -> Model:
-    return Model(module.init(KEY, x), module.apply, x, **kwargs)
+    return Model(jax.jit(module.init)(KEY, x), module.apply, x, **kwargs)
 
 
 def linen_mlp() -> Model:
@@ -132,9 +133,10 @@ def linen_mixed_precision() -> Model:
 def linen_cnn() -> Model:
     layers = [
         nn.Conv(6, (3, 3)), nn.relu, nn.Conv(6, (3, 3), feature_group_count=2, strides=2), nn.GroupNorm(2),
-        nn.ConvTranspose(4, (2, 2)), lambda h: nn.avg_pool(h, (2, 2)).reshape(h.shape[0], -1), nn.Dense(5),
+        nn.ConvTranspose(4, (2, 2)), nn.ConvTranspose(4, (2, 2), transpose_kernel=True),
+        lambda h: nn.avg_pool(h, (2, 2)).reshape(h.shape[0], -1), nn.Dense(5),
     ]  # fmt: skip
-    return linen(nn.Sequential(layers), PICTURE, split={"*layers_[024]/kernel": 3})
+    return linen(nn.Sequential(layers), PICTURE, split={"*layers_[0245]/kernel": 3})
 
 
 class Block(nn.Module):
@@ -157,8 +159,8 @@ class Transformer(nn.Module):
         embed, positions = nn.Embed(7, WIDTH), nn.Embed(4, WIDTH, name="positions")
         h = embed(tokens) + positions(jnp.arange(tokens.shape[-1]))[None]
         if self.layers:
-            stack = nn.scan(nn.remat(Block), variable_axes={"params": 0}, split_rngs={"params": True}, length=self.layers)
-            h, _ = stack()(h, None)
+            own = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
+            h, _ = nn.scan(nn.remat(Block), length=self.layers, **own)()(h, None)
         else:
             h, _ = Block()(h)
         return embed.attend(nn.LayerNorm()(h))
@@ -185,8 +187,16 @@ def linen_gru() -> Model:
 
 
 def linen_ensemble() -> Model:
-    over = nn.vmap(nn.Dense, in_axes=None, out_axes=0, axis_size=3, variable_axes={"params": 0}, split_rngs={"params": True})
-    return linen(over(5), ROWS, stacked={"*": 1})
+    """Convolutions too: under vmap their kernels are merged into one of many groups."""
+    own = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}, "axis_size": 3, "out_axes": 0}
+
+    class Ensemble(nn.Module):
+        @nn.compact
+        def __call__(self, x: Any) -> Any:
+            h = nn.vmap(nn.Conv, in_axes=None, **own)(5, (2, 2))(x)
+            return nn.vmap(nn.Conv, in_axes=0, **own)(4, (2, 2))(jnp.tanh(h)).mean((2, 3))
+
+    return linen(Ensemble(), PICTURE, stacked={"*": 1}, split={"*kernel": 3, "*bias": 0})
 
 
 # ── Flax NNX ──
@@ -199,7 +209,8 @@ def nnx_model(module: Any, x: Any, **kwargs: Any) -> Model:
 
 def nnx_mlp() -> Model:
     rngs = nnx.Rngs(0)
-    return nnx_model(nnx.Sequential(nnx.Linear(WIDTH, 6, rngs=rngs), nnx.gelu, nnx.LayerNorm(6, rngs=rngs), nnx.Linear(6, 5, rngs=rngs)), ROWS)
+    layers = [nnx.Linear(WIDTH, 6, rngs=rngs), nnx.gelu, nnx.LayerNorm(6, rngs=rngs), nnx.Linear(6, 5, rngs=rngs)]
+    return nnx_model(nnx.Sequential(*layers), ROWS)
 
 
 def nnx_mixed_precision() -> Model:
@@ -268,6 +279,17 @@ def nnx_scanned_layers() -> Model:
     return nnx_model(NnxStack(nnx.Rngs(0)), ROWS, stacked={"*": 1})
 
 
+def nnx_ensemble() -> Model:
+    @nnx.split_rngs(splits=3)
+    @nnx.vmap(in_axes=(0,), out_axes=0)
+    def make(rngs: Any) -> Any:
+        return nnx.Linear(WIDTH, 5, rngs=rngs)
+
+    graph, params = nnx.split(make(nnx.Rngs(0)))
+    run = nnx.vmap(lambda layer, x: layer(x), in_axes=(0, None))
+    return Model(params, lambda p, x: run(nnx.merge(graph, p), x), ROWS, stacked={"*": 1})
+
+
 # ── Equinox ──
 
 
@@ -285,14 +307,15 @@ def equinox_cnn() -> Model:
     module = eqx.nn.Sequential([
         eqx.nn.Conv2d(4, 6, 3, key=keys[0]), eqx.nn.Lambda(jax.nn.relu),
         eqx.nn.Conv2d(6, 6, 3, padding=1, groups=2, key=keys[1]), eqx.nn.GroupNorm(2, 6),
-        eqx.nn.ConvTranspose2d(6, 3, 2, key=keys[2]), eqx.nn.AvgPool2d(2),
+        eqx.nn.ConvTranspose2d(6, 4, 2, key=keys[2]), eqx.nn.AvgPool2d(2),
     ])  # fmt: skip
     split = {f"layers/{k}/weight": 1 for k in (0, 2, 4)} | {"*bias": 0}
     return equinox(module, lambda m, x: jax.vmap(m)(x.transpose(0, 3, 1, 2)), PICTURE, split=split)
 
 
 def equinox_attention() -> Model:
-    return equinox(eqx.nn.MultiheadAttention(2, WIDTH, key=KEY), lambda m, x: jax.vmap(lambda s: m(s, s, s))(x), SEQUENCE)
+    module = eqx.nn.MultiheadAttention(2, WIDTH, key=KEY)
+    return equinox(module, lambda m, x: jax.vmap(lambda s: m(s, s, s))(x), SEQUENCE)
 
 
 def unroll(cell: Any, start: Any, x: Any) -> Any:
@@ -347,7 +370,7 @@ def equinox_scanned_layers() -> Model:
 
 def haiku(function: Callable[[Any], Any], x: Any, **kwargs: Any) -> Model:
     transformed = hk.without_apply_rng(hk.transform(function))
-    return Model(transformed.init(KEY, x), transformed.apply, x, **kwargs)
+    return Model(jax.jit(transformed.init)(KEY, x), transformed.apply, x, **kwargs)
 
 
 def haiku_mlp() -> Model:
@@ -366,7 +389,8 @@ def haiku_cnn() -> Model:
 def haiku_lstm() -> Model:
     def function(x: Any) -> Any:
         core = hk.LSTM(6)
-        return hk.dynamic_unroll(core, x, jax.tree.map(lambda s: s.astype(x.dtype), core.initial_state(2)), time_major=False)[0]
+        start = jax.tree.map(lambda s: s.astype(x.dtype), core.initial_state(2))
+        return hk.dynamic_unroll(core, x, start, time_major=False)[0]
 
     return haiku(function, SEQUENCE)
 
@@ -390,8 +414,57 @@ def haiku_transformer() -> Model:
     return haiku(function, TOKENS)
 
 
+def haiku_ensemble() -> Model:
+    net = hk.without_apply_rng(hk.transform(lambda x: hk.nets.MLP([6, 5])(x)))
+    params = jax.vmap(net.init, in_axes=(0, None))(jax.random.split(KEY, 3), ROWS)
+    return Model(params, jax.vmap(net.apply, in_axes=(0, None)), ROWS, stacked={"*": 1})
+
+
 def haiku_layer_stack() -> Model:
     def function(x: Any) -> Any:
         return hk.experimental.layer_stack(3)(lambda h: h + hk.remat(lambda h: jnp.tanh(hk.Linear(WIDTH)(h)))(h))(x)
 
     return haiku(function, ROWS, stacked={"*": 1})
+
+
+MODELS: dict[str, Callable[[], Model]] = {
+    make.__name__: functools.cache(make)
+    for make in (
+        plain_mlp,
+        plain_mixed_precision,
+        plain_custom_rules,
+        plain_ensemble,
+        linen_mlp,
+        linen_mixed_precision,
+        linen_cnn,
+        linen_transformer,
+        linen_scanned_transformer,
+        linen_lstm,
+        linen_optimized_lstm,
+        linen_gru,
+        linen_ensemble,
+        nnx_mlp,
+        nnx_mixed_precision,
+        nnx_cnn,
+        nnx_transformer,
+        nnx_lstm,
+        nnx_gru,
+        nnx_scanned_layers,
+        nnx_ensemble,
+        equinox_mlp,
+        equinox_cnn,
+        equinox_attention,
+        equinox_gru,
+        equinox_lstm,
+        equinox_embedding,
+        equinox_ensemble,
+        equinox_scanned_layers,
+        haiku_mlp,
+        haiku_cnn,
+        haiku_lstm,
+        haiku_gru,
+        haiku_transformer,
+        haiku_ensemble,
+        haiku_layer_stack,
+    )
+}

@@ -93,7 +93,8 @@ def _reshape_roles(roles: str, old: Sequence[int], new: Sequence[int]) -> tuple[
 
 
 def _reshape(w: LowRankArray, *, new_sizes: Sequence[Any], dimensions: Any, **_: Any) -> Any:
-    roles = None if dimensions is not None else _reshape_roles(w.roles, w.base.shape, new_sizes)
+    w = w if dimensions is None else _transpose(w, permutation=dimensions)
+    roles = _reshape_roles(w.roles, w.base.shape, new_sizes)
     if roles is None:
         return None
     before, after = roles
@@ -114,6 +115,17 @@ def _broadcast(w: LowRankArray, *dynamic: Any, shape: Sequence[int], broadcast_d
         return lax.broadcast_in_dim(x, target, [*(kept.index(places[k]) for k in axes), len(kept)])
 
     return None if dynamic else rebuild(w, lax.broadcast_in_dim(w.base, shape, places), factor, roles)
+
+
+def _stack(*parts: Any, axis: int) -> Any:
+    def expanded(part: Any) -> Any:
+        if not is_low_rank(part):
+            return jnp.expand_dims(part, axis)
+        places = [k + (k >= axis) for k in range(part.base.ndim)]
+        shape = (*part.base.shape[:axis], 1, *part.base.shape[axis:])
+        return _broadcast(part, shape=shape, broadcast_dimensions=places)
+
+    return indexing.concatenate(*map(expanded, parts), dimension=axis)
 
 
 def _reduce_sum(w: LowRankArray, *, axes: Sequence[Any], **_: Any) -> Any:
@@ -147,6 +159,7 @@ RULES: dict[str, Callable[..., Any]] = {
     "gather": indexing.gather,
     "rev": indexing.reverse,
     "concatenate": indexing.concatenate,
+    "stack": _stack,
     "dot_general": products.dot_general,
     "conv_general_dilated": products.convolve,
 }
