@@ -17,10 +17,12 @@ from typing import Any
 
 import jax
 import jax.extend.core as jex
+import jax.numpy as jnp
 from jax import lax
 
 from eggroll.core.matmul import perturbed_matmul
-from eggroll.core.rules import RULES, LowRankArray, MaterialiseError, is_low_rank, settle, to_dense
+from eggroll.core.rules import RULES
+from eggroll.core.value import LowRankArray, MaterialiseError, fold_scale, is_low_rank, settle, to_dense
 
 __all__ = ["LowRankArray", "MaterialiseError", "apply_perturbed", "perturbed_matmul"]
 
@@ -47,8 +49,8 @@ def _equation(equation: Any, values: list[Any]) -> list[Any]:
     name, params = equation.primitive.name, equation.params
     if not any(map(is_low_rank, values)):
         return _bind(equation, values)
-    if name in _CALLS:  # the call is inlined: nobody differentiates here
-        return _run(params["jaxpr"] if "jaxpr" in params else params["call_jaxpr"], values)
+    if name in _CALLS:  # the call is inlined: nobody differentiates or batches here
+        return _run(next(params[key] for key in ("jaxpr", "call_jaxpr", "call") if key in params), values)
     if name in _CONTROL:
         return _CONTROL[name](values, **params)
     result = RULES[name](*values, **params) if name in RULES else None
@@ -93,11 +95,18 @@ def _scan(values: list[Any], *, jaxpr: Any, length: int, reverse: bool, unroll: 
 
     def body(carry: list[Any], parts: list[Any]) -> tuple[list[Any], list[Any]]:
         step = [*consts, *carry, *(restored(x, part) for x, part in zip(xs, parts, strict=True))]
-        out = _run_dense(jaxpr, step, "a scan output")
-        return out[:num_carry], out[num_carry:]
+        out = _run(jaxpr, step)
+        return [to_dense(value, "a scan carry") for value in out[:num_carry]], [fold(y) for y in out[num_carry:]]
+
+    def fold(y: Any) -> Any:
+        return fold_scale(y) if is_low_rank(y) else y
+
+    def stacked(y: Any) -> Any:
+        """The outputs of all steps: a low-rank one has layers now."""
+        return replace(y, scale=jnp.float32(1), roles="s" + y.roles) if is_low_rank(y) else y
 
     carry, ys = lax.scan(body, init, [sliced(x) for x in xs], length=length, reverse=reverse, unroll=unroll)
-    return [*carry, *ys]
+    return [*carry, *map(stacked, ys)]
 
 
 def _while(
@@ -129,6 +138,7 @@ _CALLS = frozenset(
         "checkpoint",
         "custom_jvp_call",
         "custom_vjp_call",
+        "custom_vmap_call",
     ]
 )
 _CONTROL: dict[str, Callable[..., list[Any]]] = {"scan": _scan, "while": _while, "cond": _cond}
