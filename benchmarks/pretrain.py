@@ -15,7 +15,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from eggroll.bench.timing import interleaved
 from eggroll.integer.arithmetic import cpu_operand_dtype
 from eggroll.integer.model import init_parameters, zero_state
 from eggroll.integer.population import evaluate
@@ -36,13 +36,6 @@ MATMUL_FLOP_PER_BYTE = 2 * 12 * 256**2 * 6
 """Of the 6 × 256 model's blocks: 9.4 million, without the head."""
 PUBLIC_BYTES_PER_SECOND = (885, 1459)
 """nano-egg, unmodified, same model and population on this kind of machine; given figures, not measured here."""
-
-
-def seconds(call: Callable[[], Any]) -> float:
-    """Wall time of one call, results waited for."""
-    start = time.perf_counter()
-    jax.block_until_ready(call())
-    return time.perf_counter() - start
 
 
 def gemm(dtype: Any, rows: int = 1024, repeats: int = 20) -> tuple[Callable[[], Any], float]:
@@ -89,17 +82,6 @@ class Generation:
     @property
     def bytes(self) -> int:
         return self.config.population_size * self.config.seq_len
-
-
-def interleaved(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median seconds of each call, taken in turns."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for call in calls.values():
-        seconds(call)
-    for _ in range(repeats):
-        for name, call in calls.items():
-            times[name].append(seconds(call))
-    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def big_model(population: int, repeats: int) -> dict[str, float]:

@@ -54,6 +54,20 @@ def sample(arguments: Sequence[str]) -> int:
     return 0
 
 
+def bench(arguments: Sequence[str]) -> int:
+    """measure this machine: bench speed compares a perturbed population with plain inference"""
+    from eggroll.bench.speed import SpeedConfig, bench_speed
+
+    if list(arguments[:1]) in (["-h"], ["--help"]):
+        print("usage: eggroll bench speed [flags]; eggroll bench speed --help tells its flags")
+        return 0
+    if list(arguments[:1]) != ["speed"]:
+        raise UsageError(f"expected a benchmark among speed, got {' '.join(arguments) or 'nothing'}; add speed")
+    summary = bench_speed(_parse(SpeedConfig, "bench speed", arguments[1:]), report=_say)
+    print(json.dumps(summary))
+    return 0
+
+
 def doctor(arguments: Sequence[str]) -> int:
     """print versions, devices and extras"""
     _parse(lambda: None, "doctor", arguments, description=doctor.__doc__)
@@ -71,7 +85,12 @@ def doctor(arguments: Sequence[str]) -> int:
     return 0
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"pretrain": pretrain, "sample": sample, "doctor": doctor}
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "pretrain": pretrain,
+    "sample": sample,
+    "bench": bench,
+    "doctor": doctor,
+}
 
 
 def _preset_named(arguments: Sequence[str]) -> str:

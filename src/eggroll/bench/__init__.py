@@ -1,0 +1,1 @@
+"""Benchmarks of the library on the machine at hand: ratios of interleaved repeats, in one process."""

@@ -1,0 +1,142 @@
+"""The calls that `eggroll bench speed` compares: one linear layer for a whole population, by every way there is.
+
+Each goes through the same functions of `core` that a training step goes through.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from eggroll.core.distribution import Distribution, FullRank, LowRank, Plan, make_plan
+from eggroll.core.draws import draw_noise, noise_bytes, perturb
+from eggroll.core.estimate import estimate_gradient
+from eggroll.core.lowrank import apply_perturbed
+
+SIGMA = 0.01
+DENSE_BYTES = 2**28
+"""Dense noise that OpenES may hold at a time; more members are measured in part, and counted up."""
+
+Call = Callable[[], Any]
+Params = dict[str, Array]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A linear layer of `width` × `width` and a batch of members with `tokens` rows each."""
+
+    width: int
+    batch: int
+    tokens: int
+    dtype: str
+    law: str
+
+    @property
+    def params(self) -> Params:
+        """The shared weight, (width, width)."""
+        return {"w": jnp.ones((self.width, self.width), self.dtype) / self.width}
+
+    def inputs(self, members: int) -> Float[Array, "pairs 2 tokens width"]:
+        """What the members multiply."""
+        return jnp.ones((members // 2, 2, self.tokens, self.width), self.dtype)
+
+    @property
+    def flop(self) -> float:
+        """Of the shared product alone."""
+        return 2.0 * self.batch * self.tokens * self.width**2
+
+
+def forward(params: Params, x: Array) -> Array:
+    """The user's layer, as anyone would write it."""
+    return x @ params["w"]
+
+
+def inference(layer: Layer) -> Call:
+    """Pure batch inference: one weight for all, nothing perturbed."""
+    run = jax.jit(lambda params, x: forward(params, x))
+    return functools.partial(run, layer.params, layer.inputs(layer.batch).reshape(-1, layer.width))
+
+
+def forward_backward(layer: Layer) -> Call:
+    """A forward and a backward pass, to weights and inputs: what a policy gradient pays for a batch."""
+
+    def loss(params: Params, x: Array) -> Array:
+        return jnp.square(forward(params, x)).sum().astype(jnp.float32)
+
+    run = jax.jit(jax.grad(loss, argnums=(0, 1)))
+    return functools.partial(run, layer.params, layer.inputs(layer.batch).reshape(-1, layer.width))
+
+
+def population(layer: Layer, distribution: Distribution, *, redraw: bool) -> tuple[Call, int]:
+    """The layer for perturbed members; returns the call and how many members it evaluates.
+
+    Args:
+      redraw: draw the noise in the call, as a training step does, or have it at hand in memory.
+    """
+    plan = make_plan(distribution, layer.params)
+    members = _members(layer, plan)
+    draw = functools.partial(_draw, plan, members // 2)
+    params, x = layer.params, layer.inputs(members)
+    if redraw:
+        redrawn = jax.jit(lambda params, x, generation: _products(plan, params, draw(generation), x))
+        return functools.partial(redrawn, params, x, jnp.int32(0)), members
+    drawn = jax.jit(draw)(jnp.int32(0))
+    at_hand = jax.jit(lambda params, drawn, x: _products(plan, params, drawn, x))
+    return functools.partial(at_hand, params, drawn, x), members
+
+
+def update(layer: Layer, distribution: Distribution, chunk_pairs: int = 512) -> Call:
+    """The gradient estimate of a generation of `batch` members."""
+    plan, pairs = make_plan(distribution, layer.params), jnp.arange(layer.batch // 2, dtype=jnp.int32)
+    chunk = min(chunk_pairs, _members(layer, plan) // 2)
+    counters = {"seed": jnp.zeros(2, jnp.int32), "generation": jnp.int32(0), "sigma": jnp.float32(SIGMA)}
+    run = jax.jit(functools.partial(estimate_gradient, plan, population_size=layer.batch, chunk_pairs=chunk))
+    return functools.partial(run, jnp.ones(layer.batch // 2), pairs, **counters)
+
+
+def distributions(law: str, ranks: tuple[int, ...]) -> dict[str, Distribution]:
+    """The ways to perturb that are compared, by the name they have in tables."""
+    low = {f"EGGROLL rank {rank}": LowRank(rank=rank, law=law) for rank in ranks}
+    return {**low, "OpenES": FullRank(law=law)}
+
+
+def _members(layer: Layer, plan: Plan) -> int:
+    """All of them, or for dense noise as many as `DENSE_BYTES` hold, even."""
+    if all(leaf.rank for leaf in plan):
+        return layer.batch
+    return min(layer.batch, max(2, DENSE_BYTES // noise_bytes(plan) // 2 * 2))
+
+
+def _draw(plan: Plan, pairs: int, generation: Array) -> Any:
+    indices = jnp.arange(pairs, dtype=jnp.int32)
+    return draw_noise(plan, seed=jnp.zeros(2, jnp.int32), generation=generation, pairs=indices)
+
+
+def _products(plan: Plan, params: Params, drawn: Any, x: Float[Array, "pairs 2 tokens width"]) -> Array:
+    """Each member's product, in the two nested `vmap`s of `core.population`."""
+    scales = jnp.array([SIGMA, -SIGMA], jnp.float32)
+
+    def member(own: Any, scale: Array, x: Array) -> Array:
+        return apply_perturbed(forward, perturb(plan, params, own, scale), x)
+
+    return jax.vmap(jax.vmap(member, in_axes=(None, 0, 0)), in_axes=(0, None, 0))(drawn, scales, x)
+
+
+def batch_for(intensity: float, width: int, itemsize: int, rank: int | None) -> int | None:
+    """The batch at which a layer reaches so many operations a byte; None where no batch does.
+
+    With `d` the width and `s` the bytes of a number, `2·B·d²` operations move `s·(d² + 2·B·d)` bytes in inference, and
+    `2·B·d·r` more numbers where members have factors of rank `r`.
+
+    Source: arXiv 2511.16652, arithmetic intensity (352 at rank 1 against 324, for 300 operations a byte at 8192).
+    """
+    per_member = 2 + (0 if rank is None else 2 * rank)
+    share = 1 - intensity * itemsize / 2 * per_member / width
+    return math.ceil(intensity * itemsize / 2 / share) if share > 0 else None
