@@ -118,7 +118,7 @@ def convolve(
         return None
     rest.pop("out_sharding", None)
     groups = feature_group_count
-    apply = functools.partial(
+    apply: Any = functools.partial(
         lax.conv_general_dilated, dimension_numbers=dimension_numbers, feature_group_count=groups, **rest
     )
     alone = [w.roles.count(w.roles[axis]) == 1 for axis in dimension_numbers.rhs_spec[:2]]
