@@ -90,7 +90,9 @@ def train(generations=20, population_size=64, seed=0, workers=2):
 
     random = np.random.default_rng(seed)
     mean = {name: random.normal(0, 0.1, shape).astype(np.float32) for name, shape in SHAPES.items()}
-    es = eggroll.EvolutionStrategy(optax.adam(0.1), population_size=population_size, sigma=SIGMA, shaping="centred_rank")
+    es = eggroll.EvolutionStrategy(
+        optax.adam(0.1), population_size=population_size, sigma=SIGMA, shaping="centred_rank"
+    )
     state = es.init({name: jnp.asarray(value) for name, value in mean.items()}, seed=seed)
 
     def held_out():
@@ -101,7 +103,9 @@ def train(generations=20, population_size=64, seed=0, workers=2):
         for _ in range(generations):
             members = es.ask(state)
             common = (mean, members.seed.tolist(), int(members.generation))
-            chunks = zip(*(np.array_split(np.asarray(x), 4 * workers) for x in (members.pair, members.sign)), strict=True)
+            chunks = zip(
+                *(np.array_split(np.asarray(x), 4 * workers) for x in (members.pair, members.sign)), strict=True
+            )
             jobs = [pool.submit(score, *common, pair.tolist(), sign.tolist()) for pair, sign in chunks]
             state, _ = es.tell(state, list(itertools.chain.from_iterable(job.result() for job in jobs)))
             mean = {name: np.asarray(value) for name, value in state.params.items()}
