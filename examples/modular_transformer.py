@@ -9,7 +9,7 @@ heads, head_dim) of query, key and value have one, (heads, head_dim, features) o
 (heads, head_dim) and the two places are no matrices: split 0 gives them elementwise noise.
 
 Training sees all P² pairs, and this is memorising: with a fifth of the pairs held out, those were answered no better
-than by chance. Prints the accuracy before and after. About WALL seconds on one core.
+than by chance. Prints the accuracy before and after. About 30 seconds of one core.
 """
 
 import argparse
