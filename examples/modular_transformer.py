@@ -2,14 +2,15 @@
 
 Fitness is minus the mean number of wrong answers that rank above the right sum: zero is perfect, and accuracy counts
 the pairs where it is zero. Like accuracy it is a count and has no gradient, but it also rewards an answer that climbs
-from fifth to second: on accuracy alone the same setting stops at about 70 % (one seed). No probability is looked at.
+from fifth to second: on accuracy alone, three settings near this one stopped at 63 to 73 % (seed 0), where this one
+reached 100 %. No probability is looked at.
 
 The kernels of multi-head attention have three axes, and so one says which of them are the rows of a matrix: (features,
 heads, head_dim) of query, key and value have one, (heads, head_dim, features) of the way out has two. Biases of shape
 (heads, head_dim) and the two places are no matrices: split 0 gives them elementwise noise.
 
-Training sees all P² pairs, and this is memorising: with a fifth of the pairs held out, those were answered no better
-than by chance. Prints the accuracy before and after. About 30 seconds of one core.
+Training sees all P² pairs: this is memorising. (With a fifth held out, and accuracy or log-likelihood as fitness,
+at most one of nine unseen pairs was right.) Prints the accuracy before and after. About 30 seconds of one core.
 """
 
 import argparse
