@@ -64,7 +64,6 @@ def train(generations=400, population_size=512, seed=0):
         optax.adam(optax.cosine_decay_schedule(0.2, generations)),
         population_size=population_size,
         sigma=0.2,
-        chunk_size=min(256, population_size),  # fits the cache of a core; results do not depend on it
     )
     state = es.init(params, seed=seed)
     score = jax.jit(lambda params: said_right(params, None, sequences))

@@ -53,7 +53,6 @@ def train(generations=150, population_size=1024, seed=0):
         sigma=0.2,
         group_size=population_size // GROUPS,
         shaping="group_z_score",
-        chunk_size=min(256, population_size),  # fits the cache of a core; results do not depend on it
     )
     state = es.init(params, seed=seed)
     test = jax.jit(lambda params: accuracy(params, None, image[TRAIN:], label[TRAIN:]))

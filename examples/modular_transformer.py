@@ -67,7 +67,6 @@ def train(generations=150, population_size=512, seed=0):
         population_size=population_size,
         sigma=0.1,
         distribution=eggroll.LowRank(split=SPLIT),
-        chunk_size=min(256, population_size),  # fits the cache of a core; results do not depend on it
     )
     state = es.init(model.init(jax.random.key(seed), numbers), seed=seed)
     start = float(accuracy(state.params, numbers, right))

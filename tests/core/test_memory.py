@@ -36,7 +36,7 @@ def test_working_memory_is_proportional_to_the_chunk(distribution):
 @pytest.mark.parametrize("distribution", [LowRank(), FullRank()])
 def test_auto_takes_the_largest_chunk_within_the_budget(distribution, monkeypatch):
     budget = 3 * bytes_at(16, distribution)
-    monkeypatch.setattr(memory, "memory_budget", lambda: budget)
+    monkeypatch.setattr(memory, "memory_budget", lambda params: budget)
     es = strategy("auto", distribution)
     assert es.chunk_size is None
     state, info = es.step(es.init(PARAMS), score, X)
@@ -49,12 +49,12 @@ def test_auto_takes_the_largest_chunk_within_the_budget(distribution, monkeypatc
 
 
 def test_auto_serves_tell_carries_and_tiny_populations(monkeypatch):
-    es = strategy("auto", population_size=2)
+    es = strategy("auto", population_size=2)  # nothing to find out: no probe
     state, _ = es.tell(es.init(PARAMS), [1.0, 2.0])
     assert es.chunk_size is None
     state, _, carry = es.step(state, lambda p, k, c, x: (score(p, k, x), c + 1), X, carry=jnp.zeros((2, 3)))
     assert es.chunk_size == 2 and carry.tolist() == [[1.0] * 3] * 2
-    monkeypatch.setattr(memory, "memory_budget", lambda: 1)
+    monkeypatch.setattr(memory, "memory_budget", lambda params: 1)
     es = strategy("auto")
     es.tell(es.init(PARAMS), np.arange(256.0))
     es.step(es.init(PARAMS), score, X)
@@ -68,8 +68,12 @@ def test_chunks_are_evened_out():
     assert memory.largest_chunk(100, 8, 10**9, 1) == 1
 
 
-def test_the_budget_is_that_of_the_device():
-    assert 0 < memory.memory_budget() <= memory.CPU_BUDGET
+def test_the_budget_is_that_of_the_cache_or_of_the_weights():
+    least, most = memory.CACHE_BUDGET
+    small = memory.memory_budget({"w": jnp.ones(3)})
+    assert least <= small <= most
+    large = {"w": jax.ShapeDtypeStruct((most,), jnp.float32)}
+    assert most < memory.memory_budget(large) <= 4 * most
 
 
 def test_a_wrong_word_is_refused():

@@ -19,6 +19,7 @@ from eggroll.core.distribution import Distribution, FullRank, LowRank, Plan, mak
 from eggroll.core.draws import draw_noise, noise_bytes, perturb
 from eggroll.core.estimate import estimate_gradient
 from eggroll.core.lowrank import apply_perturbed
+from eggroll.core.population import in_chunks
 
 SIGMA = 0.01
 DENSE_BYTES = 2**28
@@ -37,6 +38,7 @@ class Layer:
     tokens: int
     dtype: str
     law: str
+    chunk_pairs: int
 
     @property
     def params(self) -> Params:
@@ -82,13 +84,19 @@ def population(layer: Layer, distribution: Distribution, *, redraw: bool) -> tup
     """
     plan = make_plan(distribution, layer.params)
     members = _members(layer, plan)
-    draw = functools.partial(_draw, plan, members // 2)
-    params, x = layer.params, layer.inputs(members)
+    draw = functools.partial(draw_noise, plan, seed=jnp.zeros(2, jnp.int32), generation=jnp.int32(0))
+    params, x, pairs = layer.params, layer.inputs(members), jnp.arange(members // 2, dtype=jnp.int32)
+
+    def chunked(function: Callable[..., Array], items: Any) -> Array:
+        return in_chunks(lambda part: function(*part), items, members // 2, layer.chunk_pairs)
+
     if redraw:
-        redrawn = jax.jit(lambda params, x, generation: _products(plan, params, draw(generation), x))
-        return functools.partial(redrawn, params, x, jnp.int32(0)), members
-    drawn = jax.jit(draw)(jnp.int32(0))
-    at_hand = jax.jit(lambda params, drawn, x: _products(plan, params, drawn, x))
+        redrawn = jax.jit(
+            lambda params, pairs, x: chunked(lambda i, x: _products(plan, params, draw(pairs=i), x), (pairs, x))
+        )
+        return functools.partial(redrawn, params, pairs, x), members
+    drawn = jax.jit(draw)(pairs=pairs)
+    at_hand = jax.jit(lambda params, drawn, x: chunked(lambda d, x: _products(plan, params, d, x), (drawn, x)))
     return functools.partial(at_hand, params, drawn, x), members
 
 
@@ -112,11 +120,6 @@ def _members(layer: Layer, plan: Plan) -> int:
     if all(leaf.rank for leaf in plan):
         return layer.batch
     return min(layer.batch, max(2, DENSE_BYTES // noise_bytes(plan) // 2 * 2))
-
-
-def _draw(plan: Plan, pairs: int, generation: Array) -> Any:
-    indices = jnp.arange(pairs, dtype=jnp.int32)
-    return draw_noise(plan, seed=jnp.zeros(2, jnp.int32), generation=generation, pairs=indices)
 
 
 def _products(plan: Plan, params: Params, drawn: Any, x: Float[Array, "pairs 2 tokens width"]) -> Array:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from eggroll.bench.layers import Layer, batch_for, distributions, forward_backward, inference, population, update
@@ -21,6 +22,8 @@ from eggroll.core.errors import UsageError
 from eggroll.runs.folder import RunFolder
 from eggroll.runs.loop import environment
 
+CHUNK_BYTES = 2**24
+"""Inputs and outputs of a chunk that stay in a CPU's last cache."""
 PAPER = "the paper, one GPU, width 8192, bfloat16, batch 1024, rank 1: 91 at hand, 69 redrawn; OpenES 0.41 and 0.054"
 
 
@@ -40,6 +43,8 @@ class SpeedConfig:
     """Ranks of the perturbation."""
     law: str = "popcount"
     """Law of the noise, for EGGROLL and OpenES alike: signs, popcount, table_normal or normal."""
+    chunk_size: int = 0
+    """Members at a time, an even divisor of the batch; 0: what stays in a CPU's cache, all on an accelerator."""
     repeats: int = 7
     """Interleaved repeats; medians are reported."""
     policy_population: int = 4096
@@ -60,6 +65,9 @@ class SpeedConfig:
         if self.batch < 2 or self.batch % 2 or self.policy_population < 0 or self.policy_population % 2:
             got = f"{self.batch} and {self.policy_population}"
             raise UsageError(f"expected an even --batch and --policy-population, got {got}; members come in pairs")
+        if self.chunk_size and (self.chunk_size % 2 or self.chunk_size < 2 or self.batch % self.chunk_size):
+            got = f"{self.chunk_size} for --batch {self.batch}"
+            raise UsageError(f"expected --chunk-size 0 or an even divisor of --batch, got {got}; choose 0")
         if max(self.ranks) > min(self.widths):
             raise UsageError(f"expected --ranks up to the width {min(self.widths)}, got {self.ranks}; lower the rank")
         if self.repeats < 1 or self.policy_steps < 1 or not self.intensity > 0:
@@ -82,7 +90,8 @@ def bench_speed(config: SpeedConfig, *, report: Callable[[str], None]) -> dict[s
     rows = []
     for width in config.widths:
         for tokens in config.tokens:
-            rows.append(measure(Layer(width, config.batch, tokens, config.dtype, config.law), config))
+            chunk = chunk_pairs(config, width, tokens)
+            rows.append(measure(Layer(width, config.batch, tokens, config.dtype, config.law, chunk), config))
             report(describe(rows[-1]))
     result: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -104,6 +113,15 @@ def bench_speed(config: SpeedConfig, *, report: Callable[[str], None]) -> dict[s
     return summary
 
 
+def chunk_pairs(config: SpeedConfig, width: int, tokens: int) -> int:
+    """Pairs at a time: as told, or on a CPU as many as keep inputs and outputs within `CHUNK_BYTES`."""
+    pairs = config.batch // 2
+    if config.chunk_size or jax.default_backend() != "cpu":
+        return config.chunk_size // 2 or pairs
+    fit = CHUNK_BYTES // (4 * tokens * width * jnp.dtype(config.dtype).itemsize)
+    return max(n for n in range(1, pairs + 1) if pairs % n == 0 and n <= max(fit, 1))
+
+
 def measure(layer: Layer, config: SpeedConfig) -> dict[str, Any]:
     """One layer by every way, as a share of plain inference (= 100) for the same number of members."""
     calls, members = {"inference": inference(layer), "forward + backward": forward_backward(layer)}, {}
@@ -118,6 +136,7 @@ def measure(layer: Layer, config: SpeedConfig) -> dict[str, Any]:
         "width": layer.width,
         "tokens": layer.tokens,
         "batch": layer.batch,
+        "chunk_size": 2 * layer.chunk_pairs,
         "gflops": layer.flop / whole["inference"] / 1e9,
         "seconds": whole,
         "relative_speed": {name: 100 * whole["inference"] / time for name, time in whole.items()},
@@ -125,7 +144,7 @@ def measure(layer: Layer, config: SpeedConfig) -> dict[str, Any]:
     }
 
 
-def policy_share(config: SpeedConfig) -> dict[str, float]:
+def policy_share(config: SpeedConfig) -> dict[str, Any]:
     """Seconds of evaluation and update of the 3×256 policy, and their ratio."""
     calls = policy_calls(config.policy_population, config.policy_steps, config.law)
     median = interleaved(calls, max(3, config.repeats // 2))

@@ -17,24 +17,34 @@ import numpy as np
 PROBE_PAIRS = 8
 SHARE_OF_FREE = 0.5
 """Of an accelerator's free memory; the rest is for the population's own arrays, the update and the allocator."""
-CPU_BUDGET = 256 * 2**20
-"""Bytes of a chunk on a CPU: larger chunks leave the caches and are no faster. At most an eighth of what is free."""
+CACHE_BUDGET = (8 * 2**20, 32 * 2**20)
+"""Least and most bytes of a chunk on a CPU: half of its last cache, within these. A chunk that leaves the cache is two
+to three times slower (benchmarks/README.md)."""
 
 
-def memory_budget() -> int:
-    """Bytes that one chunk may take for noise, activations and what the compiler keeps between."""
+def memory_budget(params: Any) -> int:
+    """Bytes that one chunk may take for noise, activations and what the compiler keeps between.
+
+    On an accelerator a share of the free memory. On a CPU what stays in its cache; or as much as the parameters take,
+    where that is more, so that enough members share each pass over the weights; at most an eighth of the free memory.
+    """
     statistics = jax.devices()[0].memory_stats() or {}
     if "bytes_limit" in statistics:
         free = statistics["bytes_limit"] - statistics.get("bytes_in_use", 0)
         return max(int(SHARE_OF_FREE * free), 1)
-    return min(CPU_BUDGET, _free_host_memory() // 8)
+    least, most = CACHE_BUDGET
+    cache = min(max(_system("SC_LEVEL3_CACHE_SIZE") // 2, least), most)
+    weights = sum(np.size(x) * jnp.result_type(x).itemsize for x in jax.tree.leaves(params))
+    free = _system("SC_AVPHYS_PAGES") * _system("SC_PAGE_SIZE") or 8 * most
+    return min(max(cache, weights), free // 8)
 
 
-def _free_host_memory() -> int:
+def _system(name: str) -> int:
+    """A number that the system tells, or 0."""
     try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return max(os.sysconf(name), 0)
     except (OSError, ValueError, AttributeError):
-        return 8 * CPU_BUDGET
+        return 0
 
 
 def working_bytes(function: Callable[..., Any], *args: Any) -> int:

@@ -122,11 +122,11 @@ def evaluate(
         return jax.vmap(pair)(drawn, indices // (setting.group_size // 2), carries)
 
     by_pair = jax.tree.map(lambda x: x.reshape(-1, 2, *x.shape[1:]), carry)
-    result = _in_chunks(chunk, (pairs, by_pair), pairs.shape[0], setting.chunk_pairs)
+    result = in_chunks(chunk, (pairs, by_pair), pairs.shape[0], setting.chunk_pairs)
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), result)
 
 
-def _in_chunks(function: Callable[[Any], Any], items: Any, count: int, size: int) -> Any:
+def in_chunks(function: Callable[[Any], Any], items: Any, count: int, size: int) -> Any:
     """`function` on `size` items at a time; the last chunk is filled with copies of the last item."""
     if size >= count:
         return function(items)

@@ -32,8 +32,6 @@ from eggroll.core.fitness import Shaping, count_nan, shape_by_name
 from eggroll.core.lowrank import LowRankArray
 from eggroll.core.population import Evaluation, Setting, evaluate, generation_key
 
-_DEFAULT_CHUNK = 1024
-
 
 class State(NamedTuple):
     """Everything that a run carries from one generation to the next; a pytree."""
@@ -54,6 +52,8 @@ class Members(NamedTuple):
     key: Array  # (members,) random keys; one for each group
     seed: Array  # (2,) int32
     generation: Array  # () int32
+    noise_generation: Array  # () int32, the generation whose noise they have; another only under noise_reuse
+    sigma: Array  # () float32, weight units
 
 
 class Info(NamedTuple):
@@ -82,9 +82,9 @@ class EvolutionStrategy:
       distribution: `LowRank(…)` or `FullRank(…)`, in place of `rank` and `law`.
       shaping: raw fitness to utilities: a name (see `fitness.shape_by_name`) or a function.
       group_size: members that share key and data, even, a divisor of `population_size`; default all.
-      chunk_size: members evaluated at a time, even; default at most 1024. "auto" takes, at the first step, the
-        largest chunk whose working memory fits (see `core.memory`); `chunk_size` then tells it. Results do not
-        depend on it but by rounding.
+      chunk_size: members evaluated at a time, even. "auto" takes at the first step the largest chunk whose working
+        memory fits (see `core.memory`; it compiles a small one first), and the attribute `chunk_size` then tells it.
+        Results do not depend on it but by rounding.
       noise_reuse: generations that a perturbation lives, ≥ 1: members keep their perturbations for so many updates,
         each estimated from that generation's own fitness.
       trainable: patterns of the leaves that evolve, such as "*/kernel", or a predicate `(path, leaf) → bool`; the
@@ -112,7 +112,7 @@ class EvolutionStrategy:
         distribution: Distribution | None = None,
         shaping: str | Shaping = "z_score",
         group_size: int | None = None,
-        chunk_size: int | str | None = None,
+        chunk_size: int | str = "auto",
         noise_reuse: int = 1,
         trainable: str | Trainable = ("*",),
         frozen: str | Sequence[str] = (),
@@ -182,7 +182,7 @@ class EvolutionStrategy:
 
     @property
     def chunk_size(self) -> int | None:
-        """Members evaluated at a time; None before "auto" has been resolved."""
+        """Members evaluated at a time; None as long as "auto" is not resolved."""
         return None if self._chunk_pairs is None else 2 * self._chunk_pairs
 
     def ask(self, state: State) -> Members:
@@ -191,7 +191,9 @@ class EvolutionStrategy:
         group = member // self.group_size
         key = generation_key(state.seed, state.generation)
         keys = jax.vmap(lambda g: jax.random.fold_in(key, g))(group)
-        return Members(member, member // 2, 1 - 2 * (member % 2), group, keys, state.seed, state.generation)
+        sign, drawn = 1 - 2 * (member % 2), self._setting(1).noise_generation(state.generation)
+        sigma = self._sigma_at(state.generation)
+        return Members(member, member // 2, sign, group, keys, state.seed, state.generation, drawn, sigma)
 
     def tell(self, state: State, fitnesses: Any) -> tuple[State, Info]:
         """Update from fitness that comes from elsewhere.
@@ -295,11 +297,13 @@ class EvolutionStrategy:
     def _largest_chunk(self, state: State, args: Any, carry: Any, fitness: Callable[..., Any], has_aux: bool) -> int:
         """Pairs of the largest chunk whose evaluation fits into memory, by compiling a small one."""
         pairs = self.population_size // 2
-        probe = min(memory.PROBE_PAIRS, pairs)
+        probe = memory.PROBE_PAIRS
+        if pairs <= probe:
+            return pairs
         own = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2 * probe, *x.shape[1:]), x.dtype), carry)
         evaluation = functools.partial(self._evaluate, pairs=probe, fitness=fitness, has_aux=has_aux)
         size = memory.working_bytes(evaluation, state, args, own)
-        return memory.largest_chunk(pairs, probe, size, memory.memory_budget())
+        return memory.largest_chunk(pairs, probe, size, memory.memory_budget(state.params))
 
     def _update(self, state: State, scores: Array) -> tuple[State, Info]:
         utilities = self.shaping(scores)
@@ -318,17 +322,17 @@ class EvolutionStrategy:
             generation=self._setting(1).noise_generation(state.generation),
             sigma=sigma,
             population_size=self.population_size,
-            chunk_pairs=self._update_chunk(plan),
+            chunk_pairs=self._update_chunk(plan, state.params),
         )
         params, opt_state = self._optimise(plan, state, descent_direction(gradient))
         return State(params, opt_state, state.seed, state.generation + 1), _info(scores, sigma, state.generation)
 
-    def _update_chunk(self, plan: Plan) -> int:
+    def _update_chunk(self, plan: Plan, params: Any) -> int:
         """Pairs whose noise the update draws at a time: those of the evaluation, or as many as fit."""
         pairs = self.population_size // 2
         if self._chunk_pairs is not None:
             return self._chunk_pairs
-        return memory.largest_chunk(pairs, 1, 3 * noise_bytes(plan), memory.memory_budget())
+        return memory.largest_chunk(pairs, 1, 3 * noise_bytes(plan), memory.memory_budget(params))
 
     def _optimise(self, plan: Plan, state: State, direction: list[Any]) -> tuple[Any, Any]:
         """One step of optax on the trainable leaves; dtypes stay, so that nothing is compiled again."""
@@ -365,14 +369,13 @@ def _patterns(given: str | Sequence[str]) -> tuple[str, ...]:
     return (given,) if isinstance(given, str) else tuple(given)
 
 
-def _chunk_pairs(chunk_size: int | str | None, population_size: int) -> int | None:
+def _chunk_pairs(chunk_size: int | str, population_size: int) -> int | None:
     """Pairs of a chunk; None where they are to be found at the first step."""
     if chunk_size == "auto":
         return None
     if isinstance(chunk_size, str):
         raise ValueError(f'expected an even chunk_size or "auto", got {chunk_size!r}; "auto" takes what fits')
-    chunk = min(_DEFAULT_CHUNK, population_size) if chunk_size is None else _even("chunk_size", chunk_size)
-    return min(chunk, population_size) // 2
+    return min(_even("chunk_size", chunk_size), population_size) // 2
 
 
 def _choose_distribution(rank: int | None, law: str | None, distribution: Distribution | None) -> Distribution:
