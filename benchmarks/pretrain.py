@@ -76,7 +76,7 @@ class Generation:
         return scores
 
     def update(self) -> Any:
-        level = jnp.int32(threshold(0.5, self.config.population_size // 2))
+        level = np.int32(threshold(0.5, self.config.population_size // 2))
         return self._update(self.parameters, self.signs, level, **self.counters)
 
     @property

@@ -16,7 +16,8 @@ class Model(nn.Module):
     def __call__(self, tokens):
         x = nn.Embed(7, 6)(tokens)
         x = x + nn.MultiHeadDotProductAttention(num_heads=2)(x)
-        return nn.Dense(3)(nn.tanh(nn.Dense(8)(x)))
+        x = nn.tanh(nn.Dense(8)(x))
+        return nn.Dense(3)(x)
 
 
 TOKENS = jnp.array([[0, 3, 6, 1]])

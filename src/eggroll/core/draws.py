@@ -15,7 +15,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 from optax import MaskedNode
 
-from eggroll.core import noise
+from eggroll.core import dispatch, kernels, noise
 from eggroll.core.distribution import LeafPlan, Plan
 from eggroll.core.lowrank import LowRankArray
 
@@ -97,18 +97,26 @@ def draw_noise(
       then cast to the dtype of the leaf.
     """
 
+    keys = _leaf_keys(plan, seed=seed, generation=generation, pairs=pairs)
+    return [_draw_leaf(leaf, own) for leaf, own in zip(plan, keys, strict=True)]
+
+
+def _leaf_keys(
+    plan: Plan, *, seed: Int[Array, " 2"], generation: Int[Array, ""], pairs: Int[Array, " pairs"]
+) -> list[list[Words]]:
+    """For each leaf the keys of the factors that are drawn for it."""
     streams = [(leaf.identity, factor) for leaf in plan for factor in _factors(leaf)]
     first, second = stream_keys(streams, seed=seed, generation=generation, pairs=pairs)
     keys = iter(zip(first, second, strict=True))
+    return [[next(keys) for _ in _factors(leaf)] for leaf in plan]
 
-    def draw(leaf: LeafPlan) -> LeafNoise:
-        if leaf.frozen:
-            return None
-        if not leaf.rank:
-            return draw_elements(leaf, leaf.shape, next(keys))
-        return Factors(*(draw_elements(leaf, leaf.factor_shape(side), next(keys)) for side in "rc"))
 
-    return [draw(leaf) for leaf in plan]
+def _draw_leaf(leaf: LeafPlan, keys: list[Words]) -> LeafNoise:
+    if leaf.frozen:
+        return None
+    if not leaf.rank:
+        return draw_elements(leaf, leaf.shape, keys[0])
+    return Factors(*(draw_elements(leaf, leaf.factor_shape(side), key) for side, key in zip("rc", keys, strict=True)))
 
 
 def _factors(leaf: LeafPlan) -> tuple[int, ...]:
@@ -148,6 +156,42 @@ def perturb(plan: Plan, params: Any, drawn: Sequence[LeafNoise], scale: Float[Ar
 
     leaves, tree = jax.tree.flatten(params)
     return jax.tree.unflatten(tree, [move(*each) for each in zip(plan, leaves, drawn, strict=True)])
+
+
+def weighted_noise(
+    plan: Plan,
+    weights: Float[Array, " pairs"],
+    *,
+    seed: Int[Array, " 2"],
+    generation: Int[Array, ""],
+    pairs: Int[Array, " pairs"],
+) -> list[Float[Array, " ..."] | None]:
+    """`Σ_p w_p·E_p` of some pairs for every leaf, float32; None where it is frozen. Arguments as in `draw_noise`."""
+    keys = _leaf_keys(plan, seed=seed, generation=generation, pairs=pairs)
+    return [None if leaf.frozen else _weighted(leaf, own, weights) for leaf, own in zip(plan, keys, strict=True)]
+
+
+def _weighted(leaf: LeafPlan, keys: list[Words], weights: Float[Array, " pairs"]) -> Float[Array, " ..."]:
+    """The sum for one leaf, by XLA or by a kernel that draws the factors itself, as `dispatch` chooses."""
+
+    def plain(weights: Array, *words: Array) -> Array:
+        own: Any = _draw_leaf(leaf, list(zip(words[::2], words[1::2], strict=True)))
+        return weighted_sum(leaf, own, weights)
+
+    def kernel(weights: Array, *words: Array, interpret: bool) -> Array:
+        a, b = (kernels.Drawn((words[k], words[k + 1]), leaf.law) for k in (0, 2))
+        shape = (leaf.shape[0], leaf.shape[1])
+        return kernels.fused_update(a, b, weights, shape=shape, rank=leaf.rank, interpret=interpret)
+
+    words = [word for key in keys for word in key]
+    return dispatch.choose(kernel if _suits(leaf, weights.shape[0]) else None, plain, weights, *words)
+
+
+def _suits(leaf: LeafPlan, pairs: int) -> bool:
+    """Whether the kernel of the update covers a leaf: one float32 matrix in whole tiles, a law it can draw."""
+    if leaf.roles != "rc" or leaf.dtype != jnp.float32 or leaf.law not in kernels.REDRAWN_LAWS:
+        return False
+    return kernels.fits(kernels.Tiles(), leaf.shape[0], pairs, leaf.shape[1], 1)
 
 
 def weighted_sum(leaf: LeafPlan, drawn: Factors | Array, weights: Float[Array, " pairs"]) -> Float[Array, " ..."]:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from eggroll.core.distribution import Plan
-from eggroll.core.draws import draw_noise, weighted_sum
+from eggroll.core.draws import weighted_noise
 
 
 def pair_weights(utilities: Float[Array, " members"]) -> Float[Array, " pairs"]:
@@ -55,11 +55,8 @@ def estimate_gradient(
     chunked = (jnp.pad(weights, padding).reshape(chunks, size), jnp.pad(pairs, padding).reshape(chunks, size))
 
     def add(total: list[Any], chunk: tuple[Array, Array]) -> tuple[list[Any], None]:
-        drawn = draw_noise(plan, seed=seed, generation=generation, pairs=chunk[1])
-        parts = [
-            None if own is None else value + weighted_sum(leaf, own, chunk[0])
-            for leaf, own, value in zip(plan, drawn, total, strict=True)
-        ]
+        sums = weighted_noise(plan, chunk[0], seed=seed, generation=generation, pairs=chunk[1])
+        parts = [None if own is None else value + own for own, value in zip(sums, total, strict=True)]
         return parts, None
 
     zeros = [None if leaf.frozen else jnp.zeros(leaf.shape, jnp.float32) for leaf in plan]

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import custom_vmap
 
+from eggroll.core import dispatch, kernels
+
 UNROLLED_RANK = 8
 
 
@@ -31,6 +33,11 @@ class _Layout:
         dims = (((x.ndim - 1,), (1 if self.transposed else 0,)), ((), ()))
         return lax.dot_general(x, base, dims, precision=self.precision, preferred_element_type=self.preferred)
 
+    def low(self, x: jax.Array, near: jax.Array, scale: jax.Array) -> jax.Array:
+        """`scale · x · near`, (…, rows, rank) float32."""
+        settings = {"precision": self.precision, "preferred_element_type": jnp.float32}
+        return jnp.einsum("...ik,...kr->...ir", x, near, **settings) * scale[..., None]
+
     def sliver(self, x: jax.Array, near: jax.Array, far: jax.Array, scale: jax.Array) -> jax.Array:
         """`scale · (x · near) · farᵀ`, with any common leading axes, accumulated in float32.
 
@@ -38,10 +45,10 @@ class _Layout:
         the addition to the shared product; a batched product of so few terms takes twice as long (rank 1 it turns
         into the same by itself).
         """
-        einsum = functools.partial(jnp.einsum, precision=self.precision, preferred_element_type=jnp.float32)
-        low, rank = einsum("...ik,...kr->...ir", x, near) * scale[..., None], far.shape[-1]
+        low, rank = self.low(x, near, scale), far.shape[-1]
         if not 1 < rank <= UNROLLED_RANK:
-            return einsum("...ir,...nr->...in", low.astype(far.dtype), far)
+            settings = {"precision": self.precision, "preferred_element_type": jnp.float32}
+            return jnp.einsum("...ir,...nr->...in", low.astype(far.dtype), far, **settings)
         rows, columns = low.astype(far.dtype).astype(jnp.float32), far.astype(jnp.float32)
         terms = (rows[..., :, None, k] * columns[..., None, :, k] for k in range(rank))
         return functools.reduce(operator.add, terms)
@@ -57,7 +64,7 @@ def _single(
 def _members_product(
     layout: _Layout, x: jax.Array, base: jax.Array, near: jax.Array, far: jax.Array, scale: jax.Array
 ) -> jax.Array:
-    """One product for many members; the place where an implementation is chosen (there is one so far).
+    """One product for many members, by XLA or by a kernel as `dispatch` chooses.
 
     Args:
       x: (members, rows, k), or (rows, k) where all members share it: its product is then computed once.
@@ -68,9 +75,29 @@ def _members_product(
     Returns:
       (members, rows, n).
     """
-    shared = layout.shared(x, base)
-    sliver = layout.sliver(x, near, far, scale)
-    return (jnp.broadcast_to(shared, sliver.shape) + sliver).astype(shared.dtype)
+
+    def plain(x: jax.Array, base: jax.Array, near: jax.Array, far: jax.Array, scale: jax.Array) -> jax.Array:
+        shared = layout.shared(x, base)
+        sliver = layout.sliver(x, near, far, scale)
+        return (jnp.broadcast_to(shared, sliver.shape) + sliver).astype(shared.dtype)
+
+    def kernel(
+        x: jax.Array, base: jax.Array, near: jax.Array, far: jax.Array, scale: jax.Array, interpret: bool
+    ) -> jax.Array:
+        low = layout.low(x, near, scale)
+        rows, flat = x.reshape(-1, x.shape[-1]), low.reshape(-1, low.shape[-1])
+        joined = kernels.joined_product(rows, base, flat, far, transposed=layout.transposed, interpret=interpret)
+        return joined.reshape(*x.shape[:-1], -1)
+
+    return dispatch.choose(kernel if _suits(layout, x, base, near, far) else None, plain, x, base, near, far, scale)
+
+
+def _suits(layout: _Layout, x: jax.Array, base: jax.Array, near: jax.Array, far: jax.Array) -> bool:
+    """Whether the kernel covers the case: each member with rows of its own, one float dtype, whole tiles."""
+    same = dispatch.is_plain_float(x, base, near, far) and layout.preferred in (None, x.dtype)
+    if x.ndim != 3 or not same:
+        return False
+    return kernels.fits(kernels.Tiles(), x.shape[0] * x.shape[1], x.shape[2], far.shape[1], x.shape[1])
 
 
 @functools.cache

@@ -105,7 +105,7 @@ def _evaluator(config: PretrainConfig, lanes: Lanes) -> Callable[..., tuple[np.n
 
     def evaluator(parameters: Parameters, state: jax.Array, generation: int) -> tuple[np.ndarray, jax.Array, Metrics]:
         batch = jnp.asarray(lanes.batch(generation))
-        signs, likelihood, state = step(parameters, state, batch, jnp.int32(generation))
+        signs, likelihood, state = step(parameters, state, batch, np.int32(generation))
         return np.asarray(signs), state, _population_metrics(np.asarray(likelihood), config.seq_len)
 
     return evaluator
@@ -132,8 +132,8 @@ def _updater(config: PretrainConfig) -> Callable[..., tuple[Parameters, Metrics]
 
     def updater(parameters: Parameters, signs: np.ndarray, generation: int) -> tuple[Parameters, Metrics]:
         alpha = alpha_at(generation, config.alpha, config.decay)
-        level = jnp.int32(threshold(alpha, pairs, config.rank))
-        parameters, moved = step(parameters, jnp.asarray(signs), level, jnp.int32(generation))
+        level = np.int32(threshold(alpha, pairs, config.rank))
+        parameters, moved = step(parameters, signs, level, np.int32(generation))
         return parameters, {"alpha": alpha, "moved_share": int(moved) / model.parameter_count}
 
     return updater
