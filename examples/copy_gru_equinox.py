@@ -52,7 +52,7 @@ class Copier(eqx.Module):
         return jax.lax.scan(say, (hidden, jnp.asarray(GO)), length=SYMBOLS)[1]
 
 
-def train(generations=400, population_size=512, seed=0):
+def train(generations=400, population_size=512, seed=0, law="popcount"):
     """The fraction of symbols said right at the start and at the end, over all ALPHABET ** SYMBOLS sequences."""
     params, rest = eqx.partition(Copier(jax.random.key(seed)), eqx.is_inexact_array)
     sequences = jnp.stack(jnp.unravel_index(jnp.arange(ALPHABET**SYMBOLS), (ALPHABET,) * SYMBOLS), axis=1)
@@ -64,6 +64,7 @@ def train(generations=400, population_size=512, seed=0):
         optax.adam(optax.cosine_decay_schedule(0.2, generations)),
         population_size=population_size,
         sigma=0.2,
+        law=law,
     )
     state = es.init(params, seed=seed)
     score = jax.jit(lambda params: said_right(params, None, sequences))

@@ -39,7 +39,7 @@ def digits(seed):
     return ((image - image[order[:TRAIN]].mean(0)) / 8).astype(np.float32)[order], label[order]
 
 
-def train(generations=150, population_size=1024, seed=0):
+def train(generations=150, population_size=1024, seed=0, law="popcount"):
     """Held-out accuracy at the start and at the end."""
     image, label = digits(seed)
     graph, params = nnx.split(Classifier(nnx.Rngs(seed)))
@@ -51,6 +51,7 @@ def train(generations=150, population_size=1024, seed=0):
         optax.adam(optax.cosine_decay_schedule(0.05, generations)),
         population_size=population_size,
         sigma=0.2,
+        law=law,
         group_size=population_size // GROUPS,
         shaping="group_z_score",
     )

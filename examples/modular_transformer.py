@@ -58,7 +58,7 @@ def accuracy(params, numbers, right):
     return jnp.mean(jnp.argmax(model.apply(params, numbers), axis=1) == right)
 
 
-def train(generations=150, population_size=512, seed=0):
+def train(generations=150, population_size=512, seed=0, law="popcount"):
     """Accuracy over all pairs at the start and at the end."""
     numbers = jnp.stack(jnp.unravel_index(jnp.arange(P * P), (P, P)), axis=1)
     right = numbers.sum(axis=1) % P
@@ -66,7 +66,7 @@ def train(generations=150, population_size=512, seed=0):
         optax.adam(optax.cosine_decay_schedule(0.15, generations)),
         population_size=population_size,
         sigma=0.1,
-        distribution=eggroll.LowRank(split=SPLIT),
+        distribution=eggroll.LowRank(law=law, split=SPLIT),
     )
     state = es.init(model.init(jax.random.key(seed), numbers), seed=seed)
     start = float(accuracy(state.params, numbers, right))

@@ -36,6 +36,15 @@ def test_the_timed_products_are_those_of_dense_members(name):
             np.testing.assert_allclose(redrawn()[pair, place], layer.inputs(8)[pair, place] @ weight, rtol=1e-5)
 
 
+@pytest.mark.parametrize("redraw", [False, True])
+def test_the_kernel_gives_the_products_of_the_others(redraw):
+    layer = layers.Layer(128, 64, 2, "float32", "popcount", chunk_pairs=32)
+    call, _ = layers.population(layer, layers.LowRank(rank=2), redraw=redraw)
+    kernel = layers.fused(layer, 2, redraw=redraw, interpret=True)
+    np.testing.assert_allclose(kernel(), call().reshape(128, 128), rtol=1e-5, atol=1e-6)
+    assert layers.fused(layers.Layer(96, 64, 2, "float32", "popcount", 32), 2, redraw=redraw) is None
+
+
 def test_dense_noise_beyond_the_memory_is_measured_in_part(monkeypatch):
     monkeypatch.setattr(layers, "DENSE_BYTES", 3 * 4 * 64)
     layer = layers.Layer(8, 8, 1, "float32", "popcount", chunk_pairs=4)

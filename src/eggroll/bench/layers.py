@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from eggroll.core import kernels, noise
 from eggroll.core.distribution import Distribution, FullRank, LowRank, Plan, make_plan
-from eggroll.core.draws import draw_noise, noise_bytes, perturb
+from eggroll.core.draws import draw_elements, draw_noise, noise_bytes, perturb, stream_keys
 from eggroll.core.estimate import estimate_gradient
 from eggroll.core.lowrank import apply_perturbed
 from eggroll.core.population import in_chunks
@@ -98,6 +99,36 @@ def population(layer: Layer, distribution: Distribution, *, redraw: bool) -> tup
     drawn = jax.jit(draw)(pairs=pairs)
     at_hand = jax.jit(lambda params, drawn, x: chunked(lambda d, x: _products(plan, params, d, x), (drawn, x)))
     return functools.partial(at_hand, params, drawn, x), members
+
+
+def fused(layer: Layer, rank: int, *, redraw: bool, interpret: bool = False) -> Call | None:
+    """The layer by the Pallas kernel, its second factor at hand or drawn inside; None where it has no whole tiles.
+
+    Args:
+      interpret: run on any device, slowly, to test.
+    """
+    pairs, rows = layer.batch // 2, layer.batch * layer.tokens
+    (leaf,) = make_plan(LowRank(rank=rank, law=layer.law), layer.params)
+    redrawable = layer.law in kernels.REDRAWN_LAWS
+    if not kernels.fits(kernels.Tiles(), rows, layer.width, layer.width, 2 * layer.tokens) or redraw > redrawable:
+        return None
+    scale = jnp.repeat(jnp.array([SIGMA, -SIGMA], jnp.float32), layer.tokens)[None, :, None] / math.sqrt(rank)
+
+    def run(base: Array, x: Array, near: Any, far: Any) -> Array:
+        own = draw_elements(leaf, leaf.factor_shape("r"), near) if redraw else near
+        side = kernels.Drawn(far, layer.law) if redraw else far
+        low = jnp.einsum("pik,pkr->pir", x, own, preferred_element_type=jnp.float32) * scale
+        return kernels.joined_product(x.reshape(rows, -1), base, low.reshape(rows, rank), side, interpret=interpret)
+
+    streams = [(leaf.identity, factor) for factor in (noise.FACTOR_A, noise.FACTOR_B)]
+    counters = {"seed": jnp.zeros(2, jnp.int32), "generation": jnp.int32(0)}
+    keys = zip(*stream_keys(streams, **counters, pairs=jnp.arange(pairs, dtype=jnp.int32)), strict=True)
+    sides = [
+        key if redraw else draw_elements(leaf, leaf.factor_shape(side), key)
+        for side, key in zip("rc", keys, strict=True)
+    ]
+    x = layer.inputs(layer.batch).reshape(pairs, 2 * layer.tokens, layer.width)
+    return functools.partial(jax.jit(run), layer.params["w"], x, *sides)
 
 
 def update(layer: Layer, distribution: Distribution, chunk_pairs: int = 512) -> Call:

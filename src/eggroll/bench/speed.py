@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from eggroll.bench.layers import Layer, batch_for, distributions, forward_backward, inference, population, update
+from eggroll.bench.layers import Layer, batch_for, distributions, forward_backward, fused, inference, population, update
 from eggroll.bench.policy import policy_calls
 from eggroll.bench.timing import interleaved
 from eggroll.core import noise
@@ -130,6 +130,10 @@ def measure(layer: Layer, config: SpeedConfig) -> dict[str, Any]:
             label = f"{name}, {'redrawn' if redraw else 'at hand'}"
             calls[label], members[label] = population(layer, distribution, redraw=redraw)
         calls[f"{name}, update"] = update(layer, distribution)
+    if jax.default_backend() == "gpu":
+        for rank in config.ranks:
+            ways = {how: fused(layer, rank, redraw=how == "redrawn") for how in ("at hand", "redrawn")}
+            calls |= {f"kernel rank {rank}, {how}": call for how, call in ways.items() if call is not None}
     median = interleaved(calls, config.repeats, warm=True)
     whole = {name: time * layer.batch / members.get(name, layer.batch) for name, time in median.items()}
     return {
