@@ -4,14 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo test lint types bench scaling clean
+.PHONY: demo test lint bench speed laws scaling clean
 
 demo: $(VENV)/.core
 	$(BIN)/eggroll pretrain --preset demo --run-dir $(DEMO)
 	$(BIN)/eggroll sample $(DEMO) --prompt "def " --bytes 400
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --dist worksteal
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -21,6 +21,12 @@ lint: $(VENV)/.test
 
 bench: $(VENV)/.core
 	$(BIN)/python benchmarks/pretrain.py
+
+speed: $(VENV)/.core
+	$(BIN)/eggroll bench speed
+
+laws: $(VENV)/.test
+	$(BIN)/python benchmarks/laws.py
 
 scaling: $(VENV)/.core
 	$(BIN)/python benchmarks/scaling.py

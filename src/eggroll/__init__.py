@@ -14,10 +14,22 @@ _HOMES = {
     "EvolutionStrategy": "eggroll.core.strategy",
     "FullRank": "eggroll.core.distribution",
     "LowRank": "eggroll.core.distribution",
+    "add_lora": "eggroll.core.adapters",
+    "merge_lora": "eggroll.core.adapters",
     "per_group": "eggroll.core.population",
+    "with_lora": "eggroll.core.adapters",
 }
 
-__all__ = ["EvolutionStrategy", "FullRank", "LowRank", "__version__", "per_group"]
+__all__ = [
+    "EvolutionStrategy",
+    "FullRank",
+    "LowRank",
+    "__version__",
+    "add_lora",
+    "merge_lora",
+    "per_group",
+    "with_lora",
+]
 
 
 def __getattr__(name: str) -> Any:

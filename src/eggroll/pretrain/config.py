@@ -26,7 +26,7 @@ class PretrainConfig:
     """Seed of start parameters and noise, in [0, 2**64)."""
     layers: int = 1
     """Blocks of the model."""
-    width: int = 64
+    width: int = 16
     """Units of the residual stream, a power of 4."""
     population_size: int = 4096
     """Members of the population, all devices together; even."""
@@ -34,7 +34,7 @@ class PretrainConfig:
     """Members that read the same bytes; even, divides the population size."""
     seq_len: int = 32
     """Bytes that a member reads in one generation."""
-    generations: int = 1400
+    generations: int = 2800
     """Updates to make."""
     rank: int = 1
     """Rank of a perturbation, a power of 4."""
@@ -42,15 +42,15 @@ class PretrainConfig:
     """Perturbation size: a standard deviation of 2^-N, in units of 1.0 (16 weight steps)."""
     alpha: float = 4.0
     """Fraction of weights that chance alone would move; above 1 it decays from 1 as 1/((2^alpha - 1) t/decay + 1)."""
-    decay: float = 2500.0
+    decay: float = 8000.0
     """Generations in which that decay runs its course."""
     chunk_size: int | Literal["auto"] = "auto"
     """Members evaluated at once; changes speed and memory, no result."""
     validation_bytes: int = 262_144
     """Most bytes held out for validation, in whole documents."""
-    validate_every: int = 200
+    validate_every: int = 400
     """Generations between validations."""
-    snapshot_every: int = 700
+    snapshot_every: int = 1400
     """Generations between snapshots."""
 
     def __post_init__(self) -> None:
