@@ -104,7 +104,7 @@ def test_what_was_got_is_named(capsys):
         ("pretrain --rank 2", "got 2; "),
         ("pretrain --width 4 --preset", "among demo, paper, tiny, got ''; "),
         ("sample", "got missing from eggroll sample: PATH"),
-        ("train", "expected a command among pretrain, sample, doctor, got 'train'; see eggroll --help"),
+        ("train", "expected a command among pretrain, sample, bench, doctor, got 'train'; see eggroll --help"),
     ):
         assert cli.main(flags.split()) == 2
         assert text in capsys.readouterr().err

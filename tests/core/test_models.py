@@ -9,7 +9,8 @@ from flax import nnx
 from jax import lax
 
 import eggroll
-from eggroll.core.distribution import Factors, make_plan, perturb
+from eggroll.core.distribution import make_plan
+from eggroll.core.draws import Factors, perturb
 from eggroll.core.lowrank import LowRankArray, apply_perturbed
 from tests.core.test_lowrank import assert_same, low_rank, normal, written_out
 from tests.core.zoo import MODELS

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,45 +28,10 @@ from eggroll.core.draws import draw_noise, noise_bytes
 from eggroll.core.draws import perturb as perturb_params
 from eggroll.core.draws import trainable as trainable_tree
 from eggroll.core.estimate import descent_direction, estimate_gradient, pair_weights
-from eggroll.core.fitness import Shaping, count_nan, shape_by_name
+from eggroll.core.fitness import Shaping, shape_by_name
 from eggroll.core.lowrank import LowRankArray
 from eggroll.core.population import Evaluation, Setting, evaluate, generation_key
-
-
-class State(NamedTuple):
-    """Everything that a run carries from one generation to the next; a pytree."""
-
-    params: Any  # the mean, as passed to init
-    opt_state: Any  # of the optax optimiser
-    seed: Array  # (2,) int32 words
-    generation: Array  # () int32, from 0
-
-
-class Members(NamedTuple):
-    """Who is to be evaluated: integers and keys, never weights."""
-
-    member: Array  # (members,) int32, 0 … population_size − 1
-    pair: Array  # (members,) int32
-    sign: Array  # (members,) int32, +1 or −1
-    group: Array  # (members,) int32
-    key: Array  # (members,) random keys; one for each group
-    seed: Array  # (2,) int32
-    generation: Array  # () int32
-    noise_generation: Array  # () int32, the generation whose noise they have; another only under noise_reuse
-    sigma: Array  # () float32, weight units
-
-
-class Info(NamedTuple):
-    """What a generation was like. Mean, max, min and std are over the finite fitnesses."""
-
-    fitness: Array  # (members,) float32, raw; averaged over prompts where there are several
-    fitness_mean: Array  # () float32
-    fitness_max: Array  # () float32
-    fitness_min: Array  # () float32
-    fitness_std: Array  # () float32
-    nan_count: Array  # () int32
-    sigma: Array  # () float32, weight units
-    generation: Array  # () int32, the generation that was evaluated
+from eggroll.core.state import Info, Members, State, summarise
 
 
 class EvolutionStrategy:
@@ -325,7 +290,7 @@ class EvolutionStrategy:
             chunk_pairs=self._update_chunk(plan, state.params),
         )
         params, opt_state = self._optimise(plan, state, descent_direction(gradient))
-        return State(params, opt_state, state.seed, state.generation + 1), _info(scores, sigma, state.generation)
+        return State(params, opt_state, state.seed, state.generation + 1), summarise(scores, sigma, state.generation)
 
     def _update_chunk(self, plan: Plan, params: Any) -> int:
         """Pairs whose noise the update draws at a time: those of the evaluation, or as many as fit."""
@@ -398,19 +363,3 @@ def _strong(x: Any) -> Array:
 
 def _keep_dtype(new: Array, old: Array) -> Array:
     return jax.lax.convert_element_type(new, old.dtype) if jnp.issubdtype(old.dtype, jnp.number) else new
-
-
-def _info(scores: Array, sigma: Array, generation: Array) -> Info:
-    """The statistics of a generation; NaN where no fitness is finite."""
-    fitness = scores if scores.ndim == 1 else jnp.nanmean(scores, axis=tuple(range(1, scores.ndim)))
-    finite = jnp.where(jnp.isfinite(fitness), fitness, jnp.nan)
-    return Info(
-        fitness,
-        jnp.nanmean(finite),
-        jnp.nanmax(finite),
-        jnp.nanmin(finite),
-        jnp.nanstd(finite),
-        count_nan(scores),
-        sigma,
-        generation,
-    )
