@@ -26,6 +26,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
         axis.set_title(f"width {row['width']}, {row['tokens']} token{'s' * (row['tokens'] > 1)} a member", fontsize=10)
         axis.set_xlabel("speed, plain inference = 100")
     axes[0].invert_yaxis()
-    device, config = result["environment"]["device"], result["config"]
+    place, config = result["environment"], result["config"]
+    device = place["processor"] if place["device"].startswith("cpu") else place["device"]
     figure.suptitle(f"{device}, {config['dtype']}, batch {config['batch']}, {config['law']} noise", fontsize=11)
     figure.savefig(path, dpi=120, metadata={"Software": None})

@@ -131,8 +131,13 @@ def in_chunks(function: Callable[[Any], Any], items: Any, count: int, size: int)
     if size >= count:
         return function(items)
     chunks = -(-count // size)
-    index = jnp.minimum(jnp.arange(chunks * size), count - 1)
-    parts = jax.tree.map(lambda x: x[index].reshape(chunks, size, *x.shape[1:]), items)
+
+    def parted(x: Array) -> Array:
+        missing = chunks * size - count
+        filled = jnp.concatenate([x, jnp.repeat(x[-1:], missing, axis=0)]) if missing else x
+        return filled.reshape(chunks, size, *x.shape[1:])
+
+    parts = jax.tree.map(parted, items)
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], jax.lax.map(function, parts))
 
 
