@@ -3,6 +3,8 @@
 The shared product with the members' sliver joined before the result is written, and the update with its noise drawn in
 registers.
 
+jax 0.11 deprecates Pallas's Triton backend in favour of Mosaic, which could not be tried without a GPU; it still works.
+
 They are tested in interpret mode against the plain expressions, and that they lower for CUDA; `dispatch` says when they
 run. Shapes that do not divide into tiles go by the plain expressions.
 """

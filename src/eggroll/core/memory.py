@@ -34,9 +34,18 @@ def memory_budget(params: Any) -> int:
         return max(int(SHARE_OF_FREE * free), 1)
     least, most = CACHE_BUDGET
     cache = min(max(_system("SC_LEVEL3_CACHE_SIZE") // 2, least), most)
-    weights = sum(np.size(x) * jnp.result_type(x).itemsize for x in jax.tree.leaves(params))
+    weights = _bytes_of(params)
     free = _system("SC_AVPHYS_PAGES") * _system("SC_PAGE_SIZE") or 8 * most
     return min(max(cache, weights), free // 8)
+
+
+def update_budget(params: Any) -> int:
+    """Bytes of noise that the update may draw at a time on any machine: a small cache, or as much as the parameters."""
+    return max(CACHE_BUDGET[0], _bytes_of(params))
+
+
+def _bytes_of(tree: Any) -> int:
+    return sum(np.size(x) * jnp.result_type(x).itemsize for x in jax.tree.leaves(tree))
 
 
 def _system(name: str) -> int:

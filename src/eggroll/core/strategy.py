@@ -48,8 +48,8 @@ class EvolutionStrategy:
       shaping: raw fitness to utilities: a name (see `fitness.shape_by_name`) or a function.
       group_size: members that share key and data, even, a divisor of `population_size`; default all.
       chunk_size: members evaluated at a time, even. "auto" takes at the first step the largest chunk whose working
-        memory fits (see `core.memory`; it compiles a small one first), and the attribute `chunk_size` then tells it.
-        Results do not depend on it but by rounding.
+        memory fits (see `core.memory`; it compiles a small one of that fitness first), and the attribute `chunk_size`
+        then tells it. Results do not depend on it but by rounding.
       noise_reuse: generations that a perturbation lives, ≥ 1: members keep their perturbations for so many updates,
         each estimated from that generation's own fitness.
       trainable: patterns of the leaves that evolve, such as "*/kernel", or a predicate `(path, leaf) → bool`; the
@@ -293,11 +293,13 @@ class EvolutionStrategy:
         return State(params, opt_state, state.seed, state.generation + 1), summarise(scores, sigma, state.generation)
 
     def _update_chunk(self, plan: Plan, params: Any) -> int:
-        """Pairs whose noise the update draws at a time: those of the evaluation, or as many as fit."""
-        pairs = self.population_size // 2
-        if self._chunk_pairs is not None:
-            return self._chunk_pairs
-        return memory.largest_chunk(pairs, 1, 3 * noise_bytes(plan), memory.memory_budget(params))
+        """Pairs whose noise the update draws at a time: those of the evaluation, or more where these are few.
+
+        Their number depends on the settings and the parameters alone, never on the machine: another would round
+        differently.
+        """
+        enough = memory.largest_chunk(self.population_size // 2, 1, 3 * noise_bytes(plan), memory.update_budget(params))
+        return max(self._chunk_pairs or 1, enough)
 
     def _optimise(self, plan: Plan, state: State, direction: list[Any]) -> tuple[Any, Any]:
         """One step of optax on the trainable leaves; dtypes stay, so that nothing is compiled again."""
