@@ -10,7 +10,7 @@ the strategy, and `eqx.combine` puts a member together inside the fitness.
 
 Prints the fraction of symbols said right before and after; chance is 0.25. There are only 64 sequences and training
 sees them all, so this shows that hard decisions can be learned, not that the network would copy what it never heard.
-About 40 seconds of one core; seed 0 ends at 0.89.
+About 40 seconds; seeds 0, 1, 2 end at 0.92, 0.96, 0.90.
 """
 
 import argparse
