@@ -79,3 +79,12 @@ def test_the_budget_is_that_of_the_cache_or_of_the_weights():
 def test_a_wrong_word_is_refused():
     with pytest.raises(ValueError, match="expected an even chunk_size or \"auto\", got 'large'"):
         strategy("large")
+
+
+def test_auto_is_resolved_inside_vmap_and_jit():
+    es, states = strategy("auto", population_size=32), [strategy("auto").init(PARAMS, seed=s) for s in (0, 1)]
+    together, _ = jax.vmap(lambda s: es.step(s, score, X))(jax.tree.map(lambda *x: jnp.stack(x), *states))
+    traced = strategy("auto", population_size=32)
+    alone, _ = jax.jit(lambda s: traced.step(s, score, X))(states[1])
+    assert es.chunk_size == traced.chunk_size == 32
+    np.testing.assert_allclose(together.params["w1"][1], alone.params["w1"], rtol=1e-5)
