@@ -3,7 +3,7 @@
 Fitness is minus the mean number of wrong answers that rank above the right sum: zero is perfect, and accuracy counts
 the pairs where it is zero. Like accuracy it is a count and has no gradient, but it also rewards an answer that climbs
 from fifth to second: on accuracy alone, three settings near this one stopped at 63 to 73 % (seed 0), where this one
-reached 100 %. No probability is looked at.
+reaches 94, 100 and 94 % (seeds 0, 1, 2). No probability is looked at.
 
 The kernels of multi-head attention have three axes, and so one says which of them are the rows of a matrix: (features,
 heads, head_dim) of query, key and value have one, (heads, head_dim, features) of the way out has two. Biases of shape
