@@ -1,6 +1,6 @@
 """Do cheap noise laws learn as well as the normal? Three tasks of `examples/`, every law, over seeds.
 
-`python benchmarks/laws.py` prints mean and standard error of each task's final score, and writes one JSON.
+`python benchmarks/laws.py` prints mean and standard error of each task's final score; `--out` writes one JSON.
 """
 
 from __future__ import annotations

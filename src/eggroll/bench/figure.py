@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-COLOURS = {"at hand": "tab:blue", "redrawn": "tab:cyan", "update": "tab:gray"}
+COLOURS = {"at hand": "tab:blue", "redrawn": "tab:cyan"}
 
 
 def draw(result: dict[str, Any], path: Path) -> None:

@@ -1,6 +1,6 @@
 """The calls that `eggroll bench speed` compares: one linear layer for a whole population, by every way there is.
 
-Each goes through the same functions of `core` that a training step goes through.
+Each goes through the same functions of `core` that a training step goes through; `fused` calls the kernel itself.
 """
 
 from __future__ import annotations
@@ -63,8 +63,7 @@ def forward(params: Params, x: Array) -> Array:
 
 def inference(layer: Layer) -> Call:
     """Pure batch inference: one weight for all, nothing perturbed."""
-    run = jax.jit(lambda params, x: forward(params, x))
-    return functools.partial(run, layer.params, layer.inputs(layer.batch).reshape(-1, layer.width))
+    return functools.partial(jax.jit(forward), layer.params, layer.inputs(layer.batch).reshape(-1, layer.width))
 
 
 def forward_backward(layer: Layer) -> Call:
@@ -109,8 +108,8 @@ def fused(layer: Layer, rank: int, *, redraw: bool, interpret: bool = False) -> 
     """
     pairs, rows = layer.batch // 2, layer.batch * layer.tokens
     (leaf,) = make_plan(LowRank(rank=rank, law=layer.law), layer.params)
-    redrawable = layer.law in kernels.REDRAWN_LAWS
-    if not kernels.fits(kernels.Tiles(), rows, layer.width, layer.width, 2 * layer.tokens) or redraw > redrawable:
+    whole = kernels.fits(kernels.Tiles(), rows, layer.width, layer.width, 2 * layer.tokens)
+    if not whole or (redraw and layer.law not in kernels.REDRAWN_LAWS):
         return None
     scale = jnp.repeat(jnp.array([SIGMA, -SIGMA], jnp.float32), layer.tokens)[None, :, None] / math.sqrt(rank)
 

@@ -19,6 +19,7 @@ from eggroll.bench.policy import policy_calls
 from eggroll.bench.timing import interleaved
 from eggroll.core import noise
 from eggroll.core.errors import UsageError
+from eggroll.integer.population import largest_divisor
 from eggroll.runs.folder import RunFolder
 from eggroll.runs.loop import environment
 
@@ -87,7 +88,7 @@ def bench_speed(config: SpeedConfig, *, report: Callable[[str], None]) -> dict[s
     from eggroll.bench.figure import draw
 
     folder = RunFolder.create(config.run_dir, "bench-speed", config.as_json())
-    rows = []
+    machine, rows = environment(), []
     for width in config.widths:
         for tokens in config.tokens:
             chunk = chunk_pairs(config, width, tokens)
@@ -95,7 +96,7 @@ def bench_speed(config: SpeedConfig, *, report: Callable[[str], None]) -> dict[s
             report(describe(rows[-1]))
     result: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "environment": environment(),
+        "environment": machine,
         "config": config.as_json(),
         "layers": rows,
         "arithmetic_intensity": intensity_table(config),
@@ -107,7 +108,7 @@ def bench_speed(config: SpeedConfig, *, report: Callable[[str], None]) -> dict[s
     folder.write_json("speed.json", result)
     draw(result, folder.path / "speed.png")
     report(f"figures and numbers in {folder.path}; {PAPER}")
-    summary = {"job": "bench speed", "run_dir": str(folder.path), **environment(), "layers": rows}
+    summary = {"job": "bench speed", "run_dir": str(folder.path), **machine, "layers": rows}
     summary["policy"] = result["policy"]
     folder.write_json("summary.json", summary)
     return summary
@@ -120,7 +121,7 @@ def chunk_pairs(config: SpeedConfig, width: int, tokens: int) -> int:
         return config.chunk_size // 2 or pairs
     per_pair = 4 * tokens * width * jnp.dtype(config.dtype).itemsize
     fit = pairs if pairs * per_pair <= WHOLE_BYTES else CHUNK_BYTES // per_pair
-    return max(n for n in range(1, pairs + 1) if pairs % n == 0 and n <= max(fit, 1))
+    return largest_divisor(pairs, fit)
 
 
 def measure(layer: Layer, config: SpeedConfig) -> dict[str, Any]:

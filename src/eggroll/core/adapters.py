@@ -17,8 +17,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from eggroll.core.distribution import LeafPlan, LowRank, leaf_paths, make_plan
+from eggroll.core.distribution import LeafPlan, LowRank, as_patterns, leaf_paths, make_plan
 from eggroll.core.lowrank import LowRankArray, apply_perturbed
+from eggroll.core.value import written_out
 
 
 def add_lora(
@@ -73,8 +74,7 @@ def with_lora(
     """
 
     def wrapped(params: dict[str, Any], *args: Any) -> Any:
-        own = _adapted(params, scale, LowRank(stacked=stacked or {}, split=split or {}))
-        return apply_perturbed(fitness, own, *args)
+        return apply_perturbed(fitness, _adapted(params, scale, stacked, split), *args)
 
     return wrapped
 
@@ -87,14 +87,11 @@ def merge_lora(
     split: Mapping[str, int] | None = None,
 ) -> Any:
     """The model's own tree with each adapter added to its matrix; arguments as in `with_lora`."""
-    own = _adapted(params, scale, LowRank(stacked=stacked or {}, split=split or {}))
-    is_adapted = lambda x: isinstance(x, LowRankArray)
-    return jax.tree.map(lambda x: x.dense() if is_adapted(x) else x, own, is_leaf=is_adapted)
+    return written_out(_adapted(params, scale, stacked, split))
 
 
 def _plan(params: Any, targets: str | Sequence[str], distribution: LowRank) -> list[LeafPlan]:
-    patterns = (targets,) if isinstance(targets, str) else tuple(targets)
-    plan = [leaf for leaf in make_plan(distribution, params, trainable=patterns) if not leaf.frozen]
+    plan = [leaf for leaf in make_plan(distribution, params, trainable=as_patterns(targets)) if not leaf.frozen]
     for leaf in plan:
         if not leaf.rank:
             raise ValueError(
@@ -103,8 +100,11 @@ def _plan(params: Any, targets: str | Sequence[str], distribution: LowRank) -> l
     return plan
 
 
-def _adapted(params: dict[str, Any], scale: float, distribution: LowRank) -> Any:
+def _adapted(
+    params: dict[str, Any], scale: float, stacked: Mapping[str, int] | None, split: Mapping[str, int] | None
+) -> Any:
     """The base with `LowRankArray` where there is an adapter."""
+    distribution = LowRank(stacked=stacked or {}, split=split or {})
     leaves, tree = jax.tree.flatten(params["base"])
 
     def adapted(path: str, base: Any) -> Any:

@@ -169,6 +169,11 @@ Trainable = Sequence[str] | Callable[[str, Any], bool]
 """Patterns of the leaves that evolve, or a predicate of a leaf's path and value."""
 
 
+def as_patterns(given: str | Sequence[str]) -> tuple[str, ...]:
+    """One pattern, or several, as several."""
+    return (given,) if isinstance(given, str) else tuple(given)
+
+
 def _lookup(patterns: Mapping[str, T], path: str) -> T | None:
     return next((value for pattern, value in patterns.items() if fnmatch.fnmatchcase(path, pattern)), None)
 

@@ -96,7 +96,6 @@ def draw_noise(
       For each leaf `Factors`, an array (pairs, *leaf shape), or None where it is frozen; drawn in float32,
       then cast to the dtype of the leaf.
     """
-
     keys = _leaf_keys(plan, seed=seed, generation=generation, pairs=pairs)
     return [_draw_leaf(leaf, own) for leaf, own in zip(plan, keys, strict=True)]
 
@@ -105,35 +104,31 @@ def _leaf_keys(
     plan: Plan, *, seed: Int[Array, " 2"], generation: Int[Array, ""], pairs: Int[Array, " pairs"]
 ) -> list[list[Words]]:
     """For each leaf the keys of the factors that are drawn for it."""
-    streams = [(leaf.identity, factor) for leaf in plan for factor in _factors(leaf)]
+    streams = [(leaf.identity, factor) for leaf in plan for factor in _drawn_shapes(leaf)]
     first, second = stream_keys(streams, seed=seed, generation=generation, pairs=pairs)
     keys = iter(zip(first, second, strict=True))
-    return [[next(keys) for _ in _factors(leaf)] for leaf in plan]
+    return [[next(keys) for _ in _drawn_shapes(leaf)] for leaf in plan]
 
 
 def _draw_leaf(leaf: LeafPlan, keys: list[Words]) -> LeafNoise:
     if leaf.frozen:
         return None
-    if not leaf.rank:
-        return draw_elements(leaf, leaf.shape, keys[0])
-    return Factors(*(draw_elements(leaf, leaf.factor_shape(side), key) for side, key in zip("rc", keys, strict=True)))
+    drawn = [draw_elements(leaf, shape, key) for shape, key in zip(_drawn_shapes(leaf).values(), keys, strict=True)]
+    return Factors(*drawn) if leaf.rank else drawn[0]
 
 
-def _factors(leaf: LeafPlan) -> tuple[int, ...]:
-    """The factors that are drawn for a leaf, in order."""
+def _drawn_shapes(leaf: LeafPlan) -> dict[int, tuple[int, ...]]:
+    """What is drawn for one pair: factor → shape, in order."""
     if leaf.frozen:
-        return ()
-    return (noise.FACTOR_A, noise.FACTOR_B) if leaf.rank else (noise.FACTOR_DENSE,)
+        return {}
+    if not leaf.rank:
+        return {noise.FACTOR_DENSE: leaf.shape}
+    return {noise.FACTOR_A: leaf.factor_shape("r"), noise.FACTOR_B: leaf.factor_shape("c")}
 
 
 def noise_bytes(plan: Plan) -> int:
     """Bytes of the noise of one pair in float32, all leaves together."""
-
-    def elements(leaf: LeafPlan) -> int:
-        sides = [leaf.factor_shape("r"), leaf.factor_shape("c")] if leaf.rank else [leaf.shape]
-        return 0 if leaf.frozen else sum(math.prod(shape) for shape in sides)
-
-    return 4 * sum(map(elements, plan))
+    return 4 * sum(math.prod(shape) for leaf in plan for shape in _drawn_shapes(leaf).values())
 
 
 def perturb(plan: Plan, params: Any, drawn: Sequence[LeafNoise], scale: Float[Array, ""]) -> Any:

@@ -100,13 +100,13 @@ def concatenate(*parts: Any, dimension: int) -> Any:
     factor with rows is block-diagonal, the other has the parts side by side; and likewise for columns.
     """
     first = next(part for part in parts if is_low_rank(part))
-    low = [part if is_low_rank(part) else _without_noise(part, first) for part in parts]
+    low = [fold_scale(part if is_low_rank(part) else _without_noise(part, first)) for part in parts]
     if any(part.roles != first.roles or part.a.shape[-1] != first.a.shape[-1] for part in low):
         return None
     role, alone = first.roles[dimension], all(part.base.shape[dimension] == 1 for part in low)
     stacked = role == "s" or (alone and first.roles.count(role) > 1)
     roles = f"{first.roles[:dimension]}s{first.roles[dimension + 1 :]}" if stacked else first.roles
-    factors = {side: [_scaled_factor(part, side) for part in low] for side in "rc"}
+    factors = {"r": [part.a for part in low], "c": [part.b for part in low]}
 
     def joined(side: str) -> jax.Array:
         place, own = axes_of(roles, side), axes_of(first.roles, side)
@@ -130,8 +130,3 @@ def concatenate(*parts: Any, dimension: int) -> Any:
 def _without_noise(x: jax.Array, like: LowRankArray) -> LowRankArray:
     shapes = [(*(x.shape[axis] for axis in axes_of(like.roles, side)), like.a.shape[-1]) for side in "rc"]
     return replace(like, base=x, a=jnp.zeros(shapes[0], like.a.dtype), b=jnp.zeros(shapes[1], like.b.dtype))
-
-
-def _scaled_factor(w: LowRankArray, side: str) -> jax.Array:
-    """A factor of `fold_scale(w)`."""
-    return w.a if side == "r" else fold_scale(w).b

@@ -33,10 +33,12 @@ class _Layout:
         dims = (((x.ndim - 1,), (1 if self.transposed else 0,)), ((), ()))
         return lax.dot_general(x, base, dims, precision=self.precision, preferred_element_type=self.preferred)
 
+    def einsum(self, labels: str, left: jax.Array, right: jax.Array) -> jax.Array:
+        return jnp.einsum(labels, left, right, precision=self.precision, preferred_element_type=jnp.float32)
+
     def low(self, x: jax.Array, near: jax.Array, scale: jax.Array) -> jax.Array:
         """`scale · x · near`, (…, rows, rank) float32."""
-        settings = {"precision": self.precision, "preferred_element_type": jnp.float32}
-        return jnp.einsum("...ik,...kr->...ir", x, near, **settings) * scale[..., None]
+        return self.einsum("...ik,...kr->...ir", x, near) * scale[..., None]
 
     def sliver(self, x: jax.Array, near: jax.Array, far: jax.Array, scale: jax.Array) -> jax.Array:
         """`scale · (x · near) · farᵀ`, with any common leading axes, accumulated in float32.
@@ -47,18 +49,18 @@ class _Layout:
         """
         low, rank = self.low(x, near, scale), far.shape[-1]
         if not 1 < rank <= UNROLLED_RANK:
-            settings = {"precision": self.precision, "preferred_element_type": jnp.float32}
-            return jnp.einsum("...ir,...nr->...in", low.astype(far.dtype), far, **settings)
+            return self.einsum("...ir,...nr->...in", low.astype(far.dtype), far)
         rows, columns = low.astype(far.dtype).astype(jnp.float32), far.astype(jnp.float32)
         terms = (rows[..., :, None, k] * columns[..., None, :, k] for k in range(rank))
         return functools.reduce(operator.add, terms)
 
 
-def _single(
+def _plain_sum(
     layout: _Layout, x: jax.Array, base: jax.Array, near: jax.Array, far: jax.Array, scale: jax.Array
 ) -> jax.Array:
-    shared = layout.shared(x, base)
-    return (shared + layout.sliver(x, near, far, scale)).astype(shared.dtype)
+    """The sum for one member; or for many, whose `x` may be common to them: its product is then computed once."""
+    shared, sliver = layout.shared(x, base), layout.sliver(x, near, far, scale)
+    return (jnp.broadcast_to(shared, sliver.shape) + sliver).astype(shared.dtype)
 
 
 def _members_product(
@@ -76,11 +78,6 @@ def _members_product(
       (members, rows, n).
     """
 
-    def plain(x: jax.Array, base: jax.Array, near: jax.Array, far: jax.Array, scale: jax.Array) -> jax.Array:
-        shared = layout.shared(x, base)
-        sliver = layout.sliver(x, near, far, scale)
-        return (jnp.broadcast_to(shared, sliver.shape) + sliver).astype(shared.dtype)
-
     def kernel(
         x: jax.Array, base: jax.Array, near: jax.Array, far: jax.Array, scale: jax.Array, interpret: bool
     ) -> jax.Array:
@@ -89,6 +86,7 @@ def _members_product(
         joined = kernels.joined_product(rows, base, flat, far, transposed=layout.transposed, interpret=interpret)
         return joined.reshape(*x.shape[:-1], -1)
 
+    plain = functools.partial(_plain_sum, layout)
     return dispatch.choose(kernel if _suits(layout, x, base, near, far) else None, plain, x, base, near, far, scale)
 
 
@@ -103,7 +101,7 @@ def _suits(layout: _Layout, x: jax.Array, base: jax.Array, near: jax.Array, far:
 @functools.cache
 def _matmul(layout: _Layout) -> Callable[..., jax.Array]:
     """The perturbed matmul with its own rule: x (rows, k), near (k, rank), far (n, rank), scale (rows,)."""
-    product = custom_vmap(functools.partial(_single, layout))
+    product = custom_vmap(functools.partial(_plain_sum, layout))
 
     @product.def_vmap
     def rule(
@@ -112,7 +110,7 @@ def _matmul(layout: _Layout) -> Callable[..., jax.Array]:
         x_batched, base_batched, near_batched, far_batched, scale_batched = batched
         if base_batched:  # nothing is shared: several models at once
             axes = [0 if one else None for one in batched]
-            return jax.vmap(functools.partial(_single, layout), in_axes=axes)(x, base, near, far, scale), True
+            return jax.vmap(functools.partial(_plain_sum, layout), in_axes=axes)(x, base, near, far, scale), True
         scale = scale if scale_batched else jnp.broadcast_to(scale, (size, *scale.shape))
         if near_batched or far_batched:  # members with factors of their own
             near = near if near_batched else jnp.broadcast_to(near, (size, *near.shape))

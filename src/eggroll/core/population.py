@@ -41,16 +41,11 @@ def per_group(value: Any) -> PerGroup:
 
 
 class Setting(NamedTuple):
-    """The static sizes of an evaluation: members but for `chunk_pairs`, and generations that a perturbation lives."""
+    """The static sizes of an evaluation, all in members but for `chunk_pairs`."""
 
     population_size: int
     group_size: int
     chunk_pairs: int
-    noise_reuse: int = 1
-
-    def noise_generation(self, generation: Int[Array, ""]) -> Int[Array, ""]:
-        """The generation whose noise is drawn; the same for `noise_reuse` generations in a row."""
-        return generation // self.noise_reuse
 
 
 class Evaluation(NamedTuple):
@@ -78,6 +73,7 @@ def evaluate(
     generation: Int[Array, ""],
     sigma: Float[Array, ""],
     setting: Setting,
+    noise_generation: Int[Array, ""] | None = None,
     carry: Any = None,
     has_aux: bool = False,
 ) -> Evaluation:
@@ -94,6 +90,7 @@ def evaluate(
       generation: int32 scalar.
       sigma: float32 scalar, in weight units.
       setting: the sizes.
+      noise_generation: int32 scalar, the generation whose noise is drawn; default `generation`.
       carry: pytree with a leading axis of 2·pairs members on every leaf, or None.
       has_aux: whether fitness returns something of its own to report.
     Raises:
@@ -101,6 +98,7 @@ def evaluate(
         wrong.
     """
     _check_axes(args, carry, setting.population_size // setting.group_size, 2 * pairs.shape[0])
+    noise_generation = generation if noise_generation is None else noise_generation
     call = functools.partial(_checked, fitness, carry is not None, has_aux)
     key, groups = generation_key(seed, generation), setting.population_size // setting.group_size
     signs = jnp.array([1, -1], jnp.float32)
@@ -116,7 +114,7 @@ def evaluate(
 
     def chunk(part: tuple[Array, Any]) -> Evaluation:
         indices, carries = part
-        drawn = draw_noise(plan, seed=seed, generation=setting.noise_generation(generation), pairs=indices)
+        drawn = draw_noise(plan, seed=seed, generation=noise_generation, pairs=indices)
         if groups == 1:  # nothing depends on the pair but its noise: what comes before the first weight is shared
             return jax.vmap(pair, in_axes=(0, None, 0))(drawn, jnp.int32(0), carries)
         return jax.vmap(pair)(drawn, indices // (setting.group_size // 2), carries)

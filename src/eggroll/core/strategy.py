@@ -22,6 +22,7 @@ from eggroll.core.distribution import (
     LowRank,
     Plan,
     Trainable,
+    as_patterns,
     make_plan,
 )
 from eggroll.core.draws import draw_noise, noise_bytes
@@ -29,9 +30,9 @@ from eggroll.core.draws import perturb as perturb_params
 from eggroll.core.draws import trainable as trainable_tree
 from eggroll.core.estimate import descent_direction, estimate_gradient, pair_weights
 from eggroll.core.fitness import Shaping, shape_by_name
-from eggroll.core.lowrank import LowRankArray
 from eggroll.core.population import Evaluation, Setting, evaluate, generation_key
 from eggroll.core.state import Info, Members, State, summarise
+from eggroll.core.value import written_out
 
 
 class EvolutionStrategy:
@@ -98,8 +99,8 @@ class EvolutionStrategy:
         self.shaping = shape_by_name(shaping, self.group_size) if isinstance(shaping, str) else shaping
         self.optimizer = optimizer
         self.sigma = sigma
-        self.trainable: Trainable = trainable if callable(trainable) else _patterns(trainable)
-        self.frozen, self.allow_materialise = _patterns(frozen), _patterns(allow_materialise)
+        self.trainable: Trainable = trainable if callable(trainable) else as_patterns(trainable)
+        self.frozen, self.allow_materialise = as_patterns(frozen), as_patterns(allow_materialise)
         self._first_sigma = float(sigma(0) if callable(sigma) else sigma)
         if not self._first_sigma > 0:
             raise ValueError(f"expected sigma > 0, got {self._first_sigma}; 0.01 to 0.1 suits most models")
@@ -156,7 +157,7 @@ class EvolutionStrategy:
         group = member // self.group_size
         key = generation_key(state.seed, state.generation)
         keys = jax.vmap(lambda g: jax.random.fold_in(key, g))(group)
-        sign, drawn = 1 - 2 * (member % 2), self._setting(1).noise_generation(state.generation)
+        sign, drawn = 1 - 2 * (member % 2), self._noise_generation(state)
         sigma = self._sigma_at(state.generation)
         return Members(member, member // 2, sign, group, keys, state.seed, state.generation, drawn, sigma)
 
@@ -250,14 +251,15 @@ class EvolutionStrategy:
             seed=state.seed,
             generation=state.generation,
             sigma=self._sigma_at(state.generation),
-            setting=self._setting(pairs),
+            setting=Setting(self.population_size, self.group_size, min(self._chunk_pairs or pairs, pairs)),
+            noise_generation=self._noise_generation(state),
             carry=carry,
             has_aux=has_aux,
         )
 
-    def _setting(self, pairs: int) -> Setting:
-        chunk = min(self._chunk_pairs or pairs, pairs)
-        return Setting(self.population_size, self.group_size, chunk, self.noise_reuse)
+    def _noise_generation(self, state: State) -> Array:
+        """The generation whose noise is drawn; the same for `noise_reuse` generations in a row."""
+        return state.generation // self.noise_reuse
 
     def _largest_chunk(self, state: State, args: Any, carry: Any, fitness: Callable[..., Any], has_aux: bool) -> int:
         """Pairs of the largest chunk whose evaluation fits into memory, by compiling a small one."""
@@ -284,7 +286,7 @@ class EvolutionStrategy:
             pair_weights(utilities),
             jnp.arange(self.population_size // 2, dtype=jnp.int32),
             seed=state.seed,
-            generation=self._setting(1).noise_generation(state.generation),
+            generation=self._noise_generation(state),
             sigma=sigma,
             population_size=self.population_size,
             chunk_pairs=self._update_chunk(plan, state.params),
@@ -312,15 +314,11 @@ class EvolutionStrategy:
 
     def _dense_member(self, state: State, member: Array) -> Any:
         plan, sign = self.plan(state.params), (1 - 2 * (member % 2)).astype(jnp.float32)
-        generation = self._setting(1).noise_generation(state.generation)
+        generation = self._noise_generation(state)
         drawn = draw_noise(plan, seed=state.seed, generation=generation, pairs=(member // 2)[None])
         own = jax.tree.map(lambda x: x[0], drawn)
         moved = perturb_params(plan, state.params, own, sign * self._sigma_at(state.generation))
-        return jax.tree.map(
-            lambda x: x.dense() if isinstance(x, LowRankArray) else x,
-            moved,
-            is_leaf=lambda x: isinstance(x, LowRankArray),
-        )
+        return written_out(moved)
 
 
 def _even(name: str, value: int) -> int:
@@ -330,10 +328,6 @@ def _even(name: str, value: int) -> int:
             f"choose {max(2, int(value) // 2 * 2 + 2)}"
         )
     return int(value)
-
-
-def _patterns(given: str | Sequence[str]) -> tuple[str, ...]:
-    return (given,) if isinstance(given, str) else tuple(given)
 
 
 def _chunk_pairs(chunk_size: int | str, population_size: int) -> int | None:

@@ -84,6 +84,11 @@ def to_dense(value: Any, operation: str) -> Any:
     return value.dense()
 
 
+def written_out(tree: Any) -> Any:
+    """The tree with every low-rank leaf written out, whether or not it may be: for one member's own use."""
+    return jax.tree.map(lambda x: x.dense() if is_low_rank(x) else x, tree, is_leaf=is_low_rank)
+
+
 def rebuild(
     w: LowRankArray,
     base: jax.Array,
