@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from eggroll.runs.loop import environment
+from eggroll.runs.environment import environment
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 TASKS = {

@@ -17,7 +17,7 @@ import optax
 import eggroll
 from eggroll.bench.policy import policy_params, rollout
 from eggroll.pretrain.job import peak_memory
-from eggroll.runs.loop import environment
+from eggroll.runs.environment import environment
 
 
 def main() -> None:

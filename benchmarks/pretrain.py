@@ -30,7 +30,7 @@ from eggroll.integer.population import evaluate
 from eggroll.integer.update import pair_signs, threshold, update
 from eggroll.pretrain.config import PretrainConfig
 from eggroll.pretrain.job import chunk_pairs
-from eggroll.runs.loop import environment
+from eggroll.runs.environment import environment
 
 MATMUL_FLOP_PER_BYTE = 2 * 12 * 256**2 * 6
 """Of the 6 × 256 model's blocks: 9.4 million, without the head."""

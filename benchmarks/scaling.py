@@ -20,7 +20,7 @@ import matplotlib.pyplot as plt
 
 from eggroll.pretrain.config import PretrainConfig, preset
 from eggroll.pretrain.job import pretrain
-from eggroll.runs.loop import environment
+from eggroll.runs.environment import environment
 
 POPULATIONS = tuple(2**k for k in range(6, 15))
 GROUP_SIZES = (2, 8, 32, 128, 512, 4096)

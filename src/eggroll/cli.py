@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
 import io
 import itertools
@@ -13,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from eggroll._version import __version__
@@ -20,7 +22,7 @@ from eggroll.core.errors import UsageError
 
 STATUS_BAD_INPUT = 2
 _LISTED = ("jax", "jaxlib", "optax", "orbax-checkpoint", "numpy", "tyro", "rich", "matplotlib", "jaxtyping")
-_EXTRAS = {"hf": ("datasets",)}
+_EXTRAS = {"hf": ("datasets",), "track": ("tensorboardX", "wandb")}
 
 
 def pretrain(arguments: Sequence[str]) -> int:
@@ -29,7 +31,7 @@ def pretrain(arguments: Sequence[str]) -> int:
     from eggroll.pretrain.config import PretrainConfig, preset
     from eggroll.pretrain.job import pretrain as run
 
-    default = preset(_preset_named(arguments))
+    default = _recorded_pretrain(arguments) or preset(_preset_named(arguments) or "demo")
     if any(
         flag == "--data" and (after.startswith("--") or not after)
         for flag, after in itertools.pairwise([*arguments, ""])
@@ -51,6 +53,14 @@ def sample(arguments: Sequence[str]) -> int:
 
     config = _parse(SampleConfig, "sample", arguments)
     sys.stdout.buffer.write(prompt_bytes(config) + run(config) + b"\n")
+    return 0
+
+
+def replay(arguments: Sequence[str]) -> int:
+    """rebuild a run's weights from its journal, check its snapshots, export the journal"""
+    from eggroll.runs.replay import ReplayConfig, replay_command
+
+    print(json.dumps(replay_command(_parse(ReplayConfig, "replay", arguments), _learner_for)))
     return 0
 
 
@@ -88,14 +98,41 @@ def doctor(arguments: Sequence[str]) -> int:
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "pretrain": pretrain,
     "sample": sample,
+    "replay": replay,
     "bench": bench,
     "doctor": doctor,
 }
 
 
-def _preset_named(arguments: Sequence[str]) -> str:
+LEARNERS = {"pretrain": "eggroll.pretrain.job"}
+"""Job → module whose `learner_of` makes its learner of a journal's header."""
+
+
+def _learner_for(header: dict[str, Any], base: Path | None) -> Any:
+    job = header.get("job")
+    if not isinstance(job, str) or job not in LEARNERS:
+        raise UsageError(
+            f"expected a journal of {', '.join(LEARNERS)}, got one of {str(job)[:40]!r}; the journal of a strategy of "
+            "your own is replayed with eggroll.replay(…) in Python"
+        )
+    return importlib.import_module(LEARNERS[job]).learner_of(header, base)
+
+
+def _recorded_pretrain(arguments: Sequence[str]) -> Any:
+    """With --resume, flags that are not given are those of the run; None where another preset is asked for."""
+    folders = _values(arguments, "--run-dir")
+    if "--resume" not in arguments or not folders or {"--help", "-h"} & set(arguments):
+        return None
+    from eggroll.pretrain.job import recorded_settings
+    from eggroll.runs.folder import RunFolder
+
+    recorded = recorded_settings(RunFolder.open(Path(folders[-1])))
+    return recorded if _preset_named(arguments) in (recorded.preset, None) else None
+
+
+def _preset_named(arguments: Sequence[str]) -> str | None:
     """The preset must be known before the flags are parsed, since it is their defaults; the last one counts."""
-    return (_values(arguments, "--preset") or ["demo"])[-1]
+    return next(iter(reversed(_values(arguments, "--preset"))), None)
 
 
 def _values(arguments: Sequence[str], flag: str) -> list[str]:
@@ -183,5 +220,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # --help
         return int(stop.code or 0)
     except KeyboardInterrupt:
-        _say(f"eggroll {given[0]}: stopped at once; finished snapshots and metrics stay as they are")
+        _say(f"eggroll {given[0]}: stopped at once; what the journal has is kept, go on with --resume")
         return 130

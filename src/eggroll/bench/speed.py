@@ -20,8 +20,8 @@ from eggroll.bench.timing import interleaved
 from eggroll.core import noise
 from eggroll.core.errors import UsageError
 from eggroll.integer.population import largest_divisor
+from eggroll.runs.environment import environment
 from eggroll.runs.folder import RunFolder
-from eggroll.runs.loop import environment
 
 WHOLE_BYTES, CHUNK_BYTES = 2**25, 2**24
 """Inputs and outputs that a CPU takes in one go, and of a chunk where there are more: what stays in its last cache."""

@@ -36,6 +36,11 @@ _PARITY = 0x1BD11BDA
 _TABLE_BITS = 12
 
 
+def noise_version(laws: Sequence[str]) -> str:
+    """What a journal says of its noise, such as "1/popcount": the version of the draws, and their laws."""
+    return f"{NOISE_VERSION}/{'+'.join(sorted(set(laws)))}"
+
+
 def signed(word: int) -> int:
     """The int32 whose bits are those of the unsigned 32-bit `word`."""
     return ((word & 0xFFFFFFFF) ^ 0x80000000) - 0x80000000

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from eggroll.core.errors import UsageError
 from eggroll.integer.model import Config
 from eggroll.integer.update import alpha_at
+from eggroll.runs.settings import RunSettings, check_at_least
 
 
 @dataclass(frozen=True)
-class PretrainConfig:
+class PretrainConfig(RunSettings):
     """Pretrain a byte-level language model in pure int8, without gradients."""
 
     preset: str = "demo"
     """Where the other defaults come from: demo (minutes on two cores), paper, or tiny (seconds)."""
     data: tuple[str, ...] = ()
     """Files, folders, globs (.txt .py .md .jsonl .npy) or hf:NAME; none: the Python standard library's sources."""
-    run_dir: Path | None = None
-    """Folder of the run, which must not exist; none: a fresh name under runs/."""
+    start_from: str = ""
+    """Parameters to start from: a run, a snapshot or a .safetensors file; none: fresh ones."""
     seed: int = 0
     """Seed of start parameters and noise, in [0, 2**64)."""
     layers: int = 1
@@ -50,18 +50,20 @@ class PretrainConfig:
     """Most bytes held out for validation, in whole documents."""
     validate_every: int = 400
     """Generations between validations."""
-    snapshot_every: int = 1400
-    """Generations between snapshots."""
+    snapshot_every: int = 200
+    """Generations between snapshots; a killed run goes through those since the newest again."""
+    sample_bytes: int = 160
+    """Bytes of sample text to note at each validation; 0: none."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.model()
         if self.alpha > 64:
             raise UsageError(f"expected --alpha of at most 64, got {self.alpha}; the default is 4")
         alpha_at(0, self.alpha, self.decay)
-        for name in ("seq_len", "generations", "validate_every", "snapshot_every", "population_size", "group_size"):
-            if getattr(self, name) < 1:
-                flag = "--" + name.replace("_", "-")
-                raise UsageError(f"expected {flag} of at least 1, got {getattr(self, name)}; give a positive number")
+        for name in ("seq_len", "generations", "validate_every", "population_size", "group_size"):
+            check_at_least(name, getattr(self, name), 1)
+        check_at_least("sample_bytes", self.sample_bytes, 0)
         self._check_population()
         if not 0 <= self.seed < 2**64:
             raise UsageError(f"expected --seed in [0, 2**64), got {self.seed}; choose another seed")
@@ -92,9 +94,8 @@ class PretrainConfig:
         return Config(self.layers, self.width, self.sigma_shift, self.rank)
 
     def as_json(self) -> dict[str, Any]:
-        """For `config.json`."""
-        values = dataclasses.asdict(self)
-        return values | {"run_dir": str(self.run_dir) if self.run_dir else None, "data": list(self.data)}
+        """For `config.json` and the journal."""
+        return super().as_json() | {"job": "pretrain"}
 
 
 def preset(name: str) -> PretrainConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import resource
 import sys
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from eggroll.core import noise
+from eggroll.core.errors import UsageError
 from eggroll.integer.model import Parameters, init_parameters, zero_state
 from eggroll.integer.population import evaluate, largest_divisor
 from eggroll.integer.update import alpha_at, pair_signs, threshold, update
@@ -22,9 +24,17 @@ from eggroll.pretrain.config import PretrainConfig
 from eggroll.pretrain.corpus import Corpus, load_corpus
 from eggroll.pretrain.entropy import reference_entropies
 from eggroll.pretrain.lanes import Lanes
+from eggroll.pretrain.sample import sample_text
 from eggroll.pretrain.validation import make_validator
 from eggroll.runs.folder import RunFolder
-from eggroll.runs.loop import Job, Metrics, Outcome, run
+from eggroll.runs.job import Evaluated, Evaluator, Job, Learner, RunState, Updater
+from eggroll.runs.loop import Outcome, run
+from eggroll.runs.metrics import Metrics
+from eggroll.runs.resume import change_settings, check_change, differences, finished_summary, recorded_config
+from eggroll.runs.settings import from_json
+from eggroll.runs.tracking import check_trackers
+from eggroll.runs.trees import filled
+from eggroll.runs.weights import load_parameters
 
 CHUNK_ELEMENTS = {"cpu": 2**16}
 """Activations (members × width) of one chunk: what stays in a core's cache, or fills an accelerator."""
@@ -32,7 +42,7 @@ _ACCELERATOR_ELEMENTS = 2**24
 
 
 def pretrain(config: PretrainConfig, *, report: Callable[[str], None], started: float | None = None) -> Outcome:
-    """Train as `config` says and leave a run folder behind.
+    """Train as `config` says and leave a run folder behind, or go on with one.
 
     Args:
       report: takes the lines that are for a person to read.
@@ -41,17 +51,68 @@ def pretrain(config: PretrainConfig, *, report: Callable[[str], None], started: 
       UsageError: the data or the settings cannot be used; nothing was written.
     """
     started = time.perf_counter() if started is None else started
+    check_trackers(config.track)
+    if config.resume:
+        folder, config, finished = resumed(config, report)
+        if finished is not None:
+            return Outcome(finished, 0, RunState(()))
+    else:
+        config = dataclasses.replace(config, chunk_size=2 * chunk_pairs(config))
+        folder = None
+    job, extra, references = _prepared(config)
+    report(references)
+    if folder is None:
+        folder = RunFolder.create(config.run_dir, "pretrain", config.as_json())
+    outcome = run(job, folder, extra=extra, prefix_seconds=time.perf_counter() - started, say=report)
+    outcome.summary["peak_memory_bytes"] = peak_memory()
+    folder.write_json("summary.json", outcome.summary)
+    return outcome
+
+
+def resumed(
+    config: PretrainConfig, report: Callable[[str], None]
+) -> tuple[RunFolder, PretrainConfig, dict[str, Any] | None]:
+    """The run's folder, the settings that hold, and the summary of a run that has nothing left to do."""
+    assert config.run_dir is not None  # RunSettings sees to it
+    folder = RunFolder.open(config.run_dir)
+    recorded = recorded_settings(folder)
+    if config.chunk_size == "auto":
+        config = dataclasses.replace(config, chunk_size=recorded.chunk_size)
+    changes = differences(recorded.as_json(), config.as_json())
+    check_change(changes, config.on_change)
+    wanted = config
+    if config.on_change == "recorded" or not changes:
+        wanted = dataclasses.replace(recorded, run_dir=config.run_dir, track=config.track, log_every=config.log_every)
+    summary = finished_summary(folder, wanted.generations)
+    if summary is not None:
+        report(f"the run in {folder.path} is finished, after {summary['generations']} generations; nothing to do")
+    elif changes and config.on_change == "given":
+        change_settings(_prepared(recorded)[0], _prepared(wanted)[0], folder, say=report)
+    return folder, wanted, summary
+
+
+def recorded_settings(folder: RunFolder) -> PretrainConfig:
+    """The settings that a run records.
+
+    Raises:
+      UsageError: the folder is of another job, or its settings are damaged.
+    """
+    recorded = recorded_config(folder)
+    if recorded.get("job") != "pretrain":
+        raise UsageError(f"expected the folder of a pretraining run, got {folder.path} of another job; choose its own")
+    return from_json(PretrainConfig, recorded, str(folder.path))
+
+
+def _prepared(config: PretrainConfig) -> tuple[Job[Parameters], dict[str, Any], str]:
+    """The job, its entries of the summary, and a line about both."""
     corpus = load_corpus(config.data or None, validation_bytes=config.validation_bytes)
     lanes = Lanes(corpus.train, config.population_size // config.group_size, config.seq_len)
     references = reference_entropies(corpus.validation)
-    folder = RunFolder.create(config.run_dir, "pretrain", config.as_json() | {"job": "pretrain"})
     reference_bits = {
         "unigram_entropy": references.unigram,
         "bigram_entropy": references.bigram,
         "gzip_bits_per_byte": references.gzip,
     }
-    report(_describe(config, corpus, reference_bits))
-    job = make_job(config, lanes, corpus.validation)
     extra = reference_bits | {
         "corpus": corpus.name,
         "corpus_sha256": corpus.sha256,
@@ -59,29 +120,73 @@ def pretrain(config: PretrainConfig, *, report: Callable[[str], None], started: 
         "validation_bytes": len(corpus.validation),
         "parameters": config.model().parameter_count,
     }
-    outcome = run(job, folder, extra=extra, prefix_seconds=time.perf_counter() - started)
-    outcome.summary["peak_memory_bytes"] = peak_memory()
-    folder.write_json("summary.json", outcome.summary)
-    return outcome
+    return make_job(config, lanes, corpus.validation), extra, _describe(config, corpus, reference_bits)
 
 
-def make_job(config: PretrainConfig, lanes: Lanes, validation: np.ndarray) -> Job[Parameters, jax.Array]:
+def make_job(config: PretrainConfig, lanes: Lanes, validation: np.ndarray) -> Job[Parameters]:
     """The job at generation 0: parameters, members' states, and the compiled steps."""
     model = config.model()
     validator = make_validator(model, validation)
     return Job(
         name="pretrain",
-        parameters=jax.tree.map(jnp.asarray, init_parameters(model, config.seed)),
-        carry=zero_state(model, 2, config.population_size // 2),
+        config=config.as_json(),
+        learner=make_learner(config),
         evaluate=_evaluator(config, lanes),
-        update=_updater(config),
         validate=lambda parameters: {"bits_per_byte": validator(parameters)},
         main_metric="bits_per_byte",
         units=("bytes", config.population_size * config.seq_len),
         generations=config.generations,
         validate_every=config.validate_every,
         snapshot_every=config.snapshot_every,
+        snapshots_kept=config.snapshots_kept,
+        carry=zero_state(model, 2, config.population_size // 2),
+        sample=functools.partial(sample_text, model=model, count=config.sample_bytes) if config.sample_bytes else None,
+        trackers=config.track,
+        log_every=config.log_every,
     )
+
+
+def make_learner(config: PretrainConfig, base: Path | None = None) -> Learner[Parameters]:
+    """Start parameters and update: what a replay needs, without any data.
+
+    Args:
+      base: where the start parameters are, in place of what `config` says.
+    Raises:
+      UsageError: they are not this model's.
+    """
+    model = config.model()
+    parameters = jax.tree.map(jnp.asarray, init_parameters(model, config.seed))
+    source = base if base is not None else Path(config.start_from) if config.start_from else None
+    if source is not None:
+        parameters = jax.tree.map(jnp.asarray, filled(parameters, load_parameters(source), str(source)))
+    settings = {
+        "population_size": config.population_size,
+        "antithetic": True,
+        "sigma": 2.0**-config.sigma_shift,
+        "sigma_shift": config.sigma_shift,
+        "rank": config.rank,
+        "optimizer": {"name": "threshold", "alpha": config.alpha, "decay": config.decay},
+        "shaping": "pair_signs",
+        "noise": noise.noise_version(["table_normal"]),
+        "noise_reuse": 1,
+        "trainable": "*",
+        "group_size": config.group_size,
+        "chunk_size": 2 * chunk_pairs(config),
+        "seed": config.seed,
+    }
+    return Learner(parameters, (), _updater(config), "ternary", config.population_size // 2, settings)
+
+
+def learner_of(header: dict[str, Any], base: Path | None = None) -> Learner[Parameters]:
+    """The learner that a journal's header describes.
+
+    Raises:
+      UsageError: its settings are none of this job's.
+    """
+    config = header.get("config")
+    if not isinstance(config, dict):
+        raise UsageError("expected settings in the journal's header, got none; use another journal")
+    return make_learner(from_json(PretrainConfig, config, "the journal's header"), base)
 
 
 def chunk_pairs(config: PretrainConfig) -> int:
@@ -93,7 +198,7 @@ def chunk_pairs(config: PretrainConfig) -> int:
     return largest_divisor(pairs, max(1, elements // (2 * config.width)))
 
 
-def _evaluator(config: PretrainConfig, lanes: Lanes) -> Callable[..., tuple[np.ndarray, jax.Array, Metrics]]:
+def _evaluator(config: PretrainConfig, lanes: Lanes) -> Evaluator:
     population = functools.partial(
         evaluate, config=config.model(), group_size=config.group_size, chunk_pairs=chunk_pairs(config)
     )
@@ -103,10 +208,10 @@ def _evaluator(config: PretrainConfig, lanes: Lanes) -> Callable[..., tuple[np.n
         likelihood, state = population(parameters, state, batch, seed=_seed(config), generation=generation)
         return pair_signs(likelihood), likelihood, state
 
-    def evaluator(parameters: Parameters, state: jax.Array, generation: int) -> tuple[np.ndarray, jax.Array, Metrics]:
+    def evaluator(state: RunState, generation: int) -> Evaluated:
         batch = jnp.asarray(lanes.batch(generation))
-        signs, likelihood, state = step(parameters, state, batch, np.int32(generation))
-        return np.asarray(signs), state, _population_metrics(np.asarray(likelihood), config.seq_len)
+        signs, likelihood, carry = step(state.parameters, state.carry, batch, np.int32(generation))
+        return Evaluated(np.asarray(signs), carry, _population_metrics(np.asarray(likelihood), config.seq_len))
 
     return evaluator
 
@@ -123,18 +228,20 @@ def _population_metrics(likelihood: np.ndarray, seq_len: int) -> Metrics:
     }
 
 
-def _updater(config: PretrainConfig) -> Callable[..., tuple[Parameters, Metrics]]:
+def _updater(config: PretrainConfig) -> Updater:
     model, pairs = config.model(), config.population_size // 2
 
     @jax.jit
     def step(parameters: Parameters, signs: jax.Array, level: jax.Array, generation: jax.Array) -> Any:
         return update(parameters, signs, level, model, seed=_seed(config), generation=generation)
 
-    def updater(parameters: Parameters, signs: np.ndarray, generation: int) -> tuple[Parameters, Metrics]:
+    def updater(
+        parameters: Parameters, optimizer: Any, signs: np.ndarray, generation: int
+    ) -> tuple[Parameters, Any, Metrics]:
         alpha = alpha_at(generation, config.alpha, config.decay)
         level = np.int32(threshold(alpha, pairs, config.rank))
         parameters, moved = step(parameters, signs, level, np.int32(generation))
-        return parameters, {"alpha": alpha, "moved_share": int(moved) / model.parameter_count}
+        return parameters, optimizer, {"alpha": alpha, "moved_share": int(moved) / model.parameter_count}
 
     return updater
 

@@ -75,6 +75,13 @@ def sample(config: SampleConfig) -> bytes:
     return np.asarray(written).tobytes()
 
 
+def sample_text(parameters: Parameters, model: Config, count: int, *, temperature: float = 0.75) -> str:
+    """So many bytes from the start of a document, the same draws each time, as text."""
+    start, seed = jnp.zeros(1, jnp.uint8), jnp.zeros(2, jnp.int32)
+    written = generate(parameters, start, seed, model, count, round(16 * temperature))
+    return np.asarray(written).tobytes().decode(errors="replace")
+
+
 def prompt_bytes(config: SampleConfig) -> bytes:
     """The prompt as the shell gave it, UTF-8 or not."""
     return config.prompt.encode(errors="surrogateescape")
@@ -92,7 +99,7 @@ def load_model(run_dir: Path, generation: int | None = None) -> tuple[Config, Pa
     if settings.get("job") != "pretrain" or not all(isinstance(settings.get(name), int) for name in names):
         raise UsageError(f"expected the folder of a pretraining run, got {run_dir}; its config.json names another job")
     model = Config(*(settings[name] for name in names))
-    parameters = snapshots.load(folder, generation)[1].get("parameters", {})
+    parameters = snapshots.load(folder, generation, only="parameters")[1]["parameters"]
     _check_leaves(parameters, model, run_dir)
     return model, nested(parameter_leaves(parameters))
 

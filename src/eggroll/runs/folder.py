@@ -6,10 +6,14 @@ line per generation. Nothing that exists is overwritten.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
-import math
 import os
 import secrets
+import shutil
+import socket
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,10 +31,63 @@ class RunError(UsageError):
     """A run folder cannot be used; one line: what was expected, what was got, how to mend it."""
 
 
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what the system says of a write into one line.
+
+    Raises:
+      RunError: the disk is full, read-only, or whatever else it was.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"expected to write {path}, got {error.strerror or error}; mend that, then go on with --resume"
+        ) from None
+
+
+def replace_file(path: Path, pieces: Iterable[bytes]) -> None:
+    """Write a file whole or not at all: under another name, synced, then renamed.
+
+    Raises:
+      RunError: it cannot be written; what was there is as it was.
+    """
+    temporary = path.with_name(f".{path.name}.partial")
+    with writing(path):
+        try:
+            with temporary.open("wb") as file:
+                for piece in pieces:
+                    file.write(piece)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+        sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Have the names in a folder on the disk, as far as the file system can."""
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with contextlib.suppress(OSError):
+            os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
 def fresh_name(job: str) -> str:
     """A name for a run without one: job, date, a word and two digits, such as `pretrain-2026-01-31-heron-07`."""
     day = datetime.now(UTC).date().isoformat()
     return f"{job}-{day}-{secrets.choice(_WORDS)}-{secrets.randbelow(100):02d}"
+
+
+def _refuse_existing(target: Path) -> None:
+    """Before the rename, which would take the place of an empty folder."""
+    if target.exists() or target.is_symlink():
+        raise FileExistsError
 
 
 def _unused(parent: Path, job: str) -> Path:
@@ -41,33 +98,40 @@ def _unused(parent: Path, job: str) -> Path:
 
 
 class RunFolder:
-    """One run's folder, just created (`create`) or opened to read (`open`)."""
+    """One run's folder, just created (`create`) or opened (`open`)."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.snapshots = path / "snapshots"
+        self.journal = path / "journal.egg"
 
     @classmethod
     def create(cls, path: Path | None, job: str, config: dict[str, Any]) -> RunFolder:
-        """Make the folder (a fresh one under `runs/` without a path) and write its `config.json`.
+        """Make the folder (a fresh one under `runs/` without a path) with its `config.json`, both or neither.
 
         Raises:
           RunError: the path exists or cannot be made; nothing was written.
         """
         target = path if path is not None else _unused(Path("runs"), job)
+        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
         try:
-            target.mkdir(parents=True)
+            _refuse_existing(target)
+            partial.mkdir(parents=True)
+            cls(partial).write_json("config.json", config)
+            partial.rename(target)
+            sync_folder(target.parent)
         except FileExistsError:
             raise RunError(
-                f"expected a run folder that does not exist yet, got {target}; choose another --run-dir or remove it"
+                f"expected a run folder that does not exist yet, got {target}; choose another --run-dir, remove it, "
+                "or go on with it with --resume"
             ) from None
         except OSError as error:
             raise RunError(
                 f"expected a run folder that can be made, got {target}: {error.strerror}; choose another --run-dir"
             ) from None
-        folder = cls(target)
-        folder.write_json("config.json", config)
-        return folder
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        return cls(target)
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
@@ -80,14 +144,43 @@ class RunFolder:
             raise RunError(f"expected a run folder with a config.json, got {path}; give the folder of a run")
         return cls(path)
 
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from writing here; the lock goes with the process, however that ends.
+
+        Raises:
+          RunError: another process has it, or the folder cannot be written.
+        """
+        path = self.path / ".lock"
+        try:
+            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise RunError(
+                f"expected a run folder that can be written, got {self.path}: {error.strerror}; mend that, or copy it"
+            ) from None
+        try:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = os.pread(lock, 200, 0).decode(errors="replace").strip() or "another process"
+                raise RunError(
+                    f"expected a run folder that no process writes to, got {self.path}, in use by {holder}; "
+                    "wait until that ends, or stop it"
+                ) from None
+            os.ftruncate(lock, 0)
+            with writing(path):
+                os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+            yield
+        finally:
+            os.close(lock)
+
     def write_json(self, name: str, value: dict[str, Any]) -> None:
-        """Write a JSON file whole or not at all: to a temporary name, synced, then renamed."""
-        temporary = self.path / f".{name}.partial"
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(json.dumps(value, indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.path / name)
+        """Write a JSON file whole or not at all.
+
+        Raises:
+          RunError: it cannot be written; what was there is as it was.
+        """
+        replace_file(self.path / name, [(json.dumps(value, indent=2) + "\n").encode()])
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Read a JSON object of the run.
@@ -97,20 +190,11 @@ class RunFolder:
         """
         try:
             value = json.loads((self.path / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
+            reason = " ".join(str(error).split())[:200]
             raise RunError(
-                f"expected a readable {name} in {self.path}, got {error}; give the folder of a run"
+                f"expected a readable {name} in {self.path}, got {reason}; give the folder of a run"
             ) from None
         if not isinstance(value, dict):
             raise RunError(f"expected an object in {self.path / name}, got {type(value).__name__}; the file is damaged")
         return value
-
-    def append_metrics(self, line: dict[str, Any]) -> None:
-        """Append one generation's line to `metrics.jsonl`; numbers that JSON lacks (NaN, ±inf) become null."""
-        clean = {key: None if _is_not_finite(value) else value for key, value in line.items()}
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(clean) + "\n")
-
-
-def _is_not_finite(value: Any) -> bool:
-    return isinstance(value, float) and not math.isfinite(value)

@@ -1,190 +1,253 @@
-"""The one loop that every job runs: evaluate, shape, update, note down; stop cleanly when asked to.
+"""The one loop that every job runs: evaluate, write down, update; go on where a killed run stood.
 
-The loop knows no application. A job hands it an `Evaluator` and an `Updater`.
+The loop knows no application: see `job`. The order within a generation is that of a write-ahead log: evaluate → encode,
+append, fsync → decode → update. A resumed run starts from the newest whole snapshot and takes the weights that the
+journal already has; a job whose evaluation keeps state for each member evaluates these generations again, and what it
+gets must equal the journal.
 """
 
 from __future__ import annotations
 
-import platform
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib import metadata
-from pathlib import Path
-from types import FrameType
-from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+from typing import Any
 
 import jax
+import numpy as np
 
 from eggroll.runs import snapshots
-from eggroll.runs.folder import RunFolder
+from eggroll.runs.environment import environment
+from eggroll.runs.folder import RunError, RunFolder
+from eggroll.runs.frames import JournalError, decode_weights, encode_weights
+from eggroll.runs.job import Evaluated, Job, RunState
+from eggroll.runs.journal import Journal, Record
+from eggroll.runs.metrics import Metrics, MetricsFile
 from eggroll.runs.progress import GenerationBar
+from eggroll.runs.samples import append_sample
+from eggroll.runs.shared_state import pack_shared, unpack_shared
+from eggroll.runs.signals import stop_requests
+from eggroll.runs.tracking import Trackers
+from eggroll.runs.trees import as_arrays, check_start, filled
 
 STATUS_INTERRUPTED = 130
-
-Metrics = dict[str, float | int]
-P = TypeVar("P")
-"""Parameters of a job: nested dicts of arrays."""
-P_contra = TypeVar("P_contra", contravariant=True)
-C = TypeVar("C")
-"""Carry of a job: what its evaluation keeps from one generation to the next, one entry per member."""
-
-
-@runtime_checkable
-class Evaluator(Protocol[P_contra, C]):
-    """Members → weights, carry: evaluates the whole population of one generation."""
-
-    def __call__(self, parameters: P_contra, carry: C, generation: int) -> tuple[Any, C, Metrics]:
-        """Returns one weight per antithetic pair, the new carry, and metrics of the population."""
-        ...
-
-
-@runtime_checkable
-class Updater(Protocol[P]):
-    """Decoded weights → new parameters."""
-
-    def __call__(self, parameters: P, weights: Any, generation: int) -> tuple[P, Metrics]:
-        """Returns the new parameters and metrics of the step."""
-        ...
-
-
-@dataclass
-class Job(Generic[P, C]):
-    """Everything about a job that the loop needs.
-
-    Args:
-      name: sub-command, shown on the bar.
-      parameters, carry: at generation 0.
-      validate: parameters → metrics, called before generation 0, every `validate_every` and after the last.
-      main_metric: the metric that the bar shows.
-      units: what throughput counts ("bytes"), and how many of it one generation processes.
-    """
-
-    name: str
-    parameters: P
-    carry: C
-    evaluate: Evaluator[P, C]
-    update: Updater[P]
-    validate: Callable[[P], Metrics]
-    main_metric: str
-    units: tuple[str, int]
-    generations: int
-    validate_every: int
-    snapshot_every: int
-    snapshots_kept: int = 2
 
 
 @dataclass
 class Outcome:
-    """How a run ended: `summary.json` and the exit status."""
+    """How a run ended: `summary.json`, the exit status, and the last state."""
 
     summary: dict[str, Any]
     exit_status: int
+    state: RunState
 
 
-def run(job: Job[P, C], folder: RunFolder, *, extra: dict[str, Any], prefix_seconds: float = 0.0) -> Outcome:
-    """Train to the end, or to the end of the generation in which Ctrl-C or SIGTERM came.
+class Loop:
+    """A job in its folder, from its newest snapshot on. The folder is locked as long as it is open.
+
+    Args:
+      say: takes lines for a person: a torn tail that was cut, a snapshot that was passed over.
+    Raises:
+      RunError: the folder is in use, cannot be written, or holds another run than this job's.
+    """
+
+    def __init__(self, job: Job[Any], folder: RunFolder, *, say: Callable[[str], None]) -> None:
+        self.job, self.folder, self.say = job, folder, say
+        self.environment = environment()
+        with ExitStack() as stack:
+            stack.enter_context(folder.locked())
+            self.journal = stack.enter_context(self._journal())
+            check_start(self.journal.segments[0].header["start_sha256"], job.learner.parameters, str(folder.path))
+            self.generation, self.state = self._standing()
+            self.metrics = MetricsFile.open(folder.path / "metrics.jsonl", self.journal.generations)
+            stack.callback(self.metrics.close)
+            self._open = stack.pop_all()
+
+    def _journal(self) -> Journal:
+        path, header = self.folder.journal, self.job.header(self.environment)
+        if not path.exists():
+            return Journal.create(path, header)
+        journal = Journal.open(path, writable=True)
+        try:
+            _check_header(journal, header)
+        except BaseException:
+            journal.close()
+            raise
+        if journal.torn:
+            self.say(f"{path}: cut {journal.torn:,} bytes of a torn tail after {journal.generations:,} generations")
+        return journal
+
+    def _standing(self) -> tuple[int, RunState]:
+        """Generation and state of the newest whole snapshot that the journal reaches; else the start."""
+        snapshots.tidy(self.folder)
+        start = self.job.start()
+        for generation in reversed(snapshots.generations(self.folder)):
+            if generation > self.journal.generations:
+                self.say(f"passed over the snapshot of generation {generation}, which the journal does not reach")
+                continue
+            try:
+                tree = snapshots.load(self.folder, generation)[1]
+            except RunError as error:
+                self.say(f"passed over the snapshot of generation {generation}: {error}")
+                continue
+            return generation, restored(start, tree, f"the snapshot of generation {generation} in {self.folder.path}")
+        return 0, start
+
+    def close(self) -> None:
+        """Let the folder go."""
+        self._open.close()
+
+    def __enter__(self) -> Loop:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ── a generation ──
+
+    def advance(self) -> Metrics:
+        """One generation; returns its line of metrics."""
+        job, generation, start = self.job, self.generation, time.perf_counter()
+        known = self.journal.record(generation) if generation < self.journal.generations else None
+        if known is not None and self.state.carry is None:
+            weights, measured = known.weights, Metrics(replayed=True)
+            self.state = self.state._replace(shared=unpack_shared(self.state.shared, known.shared))
+        else:
+            evaluated = job.evaluate(self.state, generation)
+            weights, measured = self._settle(evaluated, known), evaluated.metrics
+            self.state = self.state._replace(carry=evaluated.carry, shared=evaluated.shared)
+        settled = time.perf_counter()
+        parameters, optimizer, stepped = job.learner.update(
+            self.state.parameters, self.state.optimizer, weights, generation
+        )
+        self.state = self.state._replace(parameters=parameters, optimizer=optimizer)
+        self.generation += 1
+        end = time.perf_counter()
+        name, amount = job.units
+        speed = {f"{name}_per_second": amount / (end - start), "seconds": end - start, "update_seconds": end - settled}
+        return {"generation": generation, **measured, **stepped, **speed}
+
+    def _settle(self, evaluated: Evaluated, known: Record | None) -> np.ndarray:
+        """The weights to update with: on the disk, and those that the journal has where it has them."""
+        lost = known.lost if known is not None else evaluated.lost
+        weights = np.array(evaluated.weights)
+        weights[np.array(lost, np.int64) // 2] = 0
+        shared = pack_shared(evaluated.shared)
+        if known is None:
+            return self.journal.append(weights, lost, shared)
+        segment = self.journal.segment_of(self.generation)
+        again = decode_weights(segment.kind, encode_weights(segment.kind, weights), segment.weights)
+        if not np.array_equal(again, known.weights) or shared != known.shared:
+            raise JournalError(
+                f"expected generation {self.generation} to evaluate as the journal says, got other weights; the data, "
+                "the device or the versions are not those of the run"
+            )
+        return known.weights
+
+    def is_new(self, line: Metrics) -> bool:
+        """Whether `metrics.jsonl` lacks this generation; it has those that a resumed run goes through again."""
+        return line["generation"] >= self.metrics.next_generation
+
+    def snapshot(self) -> None:
+        """Have the state on the disk."""
+        self.metrics.sync()
+        snapshots.save(self.folder, self.generation, self.state._asdict(), keep=self.job.snapshots_kept)
+
+
+def restored(start: RunState, tree: dict[str, Any], what: str) -> RunState:
+    """The state in a snapshot's tree, if its leaves are like those of `start`, as JAX arrays.
+
+    Raises:
+      RunError: they are not; the first that differs is named.
+    """
+    state: RunState = filled(start, as_arrays(tree), what)
+    return jax.tree.map(jax.numpy.asarray, state)
+
+
+def _check_header(journal: Journal, header: dict[str, Any]) -> None:
+    """The journal is this job's: what frames look like and what they update."""
+    for key in ("format", "job", "frames", "weights", "optimizer_state", "strategy"):
+        if journal.header.get(key) != header[key]:
+            have, want = str(journal.header.get(key))[:200], str(header[key])[:200]
+            raise RunError(f"expected a journal with {key} {want}, got {have} in {journal.path}; use its own settings")
+    if not isinstance(journal.segments[0].header.get("start_sha256"), dict):
+        raise RunError(f"expected hashes of the start parameters in {journal.path}, got none; the journal is forged")
+
+
+def run(
+    job: Job[Any],
+    folder: RunFolder,
+    *,
+    extra: dict[str, Any],
+    prefix_seconds: float = 0.0,
+    say: Callable[[str], None] | None = None,
+) -> Outcome:
+    """Train to the end, or to the end of the generation in which Ctrl-C or SIGTERM came, and write `summary.json`.
+
+    A folder that already holds a part of the run is gone on with.
 
     Args:
       extra: the job's own entries of the summary.
       prefix_seconds: what the job spent before the loop; reported as `startup_seconds`. The first generation's
         seconds, reported beside it, are mostly compilation.
+      say: takes lines for a person.
     """
-    start, done, first_seconds = time.perf_counter(), 0, 0.0
-    with _stop_requests() as stop, GenerationBar(job.name, job.generations) as bar:
-        first_validation = latest = dict(job.validate(job.parameters))
-        last = job.generations == 0 or bool(stop)
-        if last:
-            snapshots.save(folder, 0, {"parameters": job.parameters}, keep=job.snapshots_kept)
-        while not last:
-            line = _generation(job, done)
-            first_seconds = first_seconds or line["seconds"]
-            done += 1
-            last = done == job.generations or bool(stop)
-            if last or done % job.validate_every == 0:
-                latest = dict(job.validate(job.parameters))
-                line |= latest
-            folder.append_metrics(line)
-            if last or done % job.snapshot_every == 0:
-                snapshots.save(folder, done, {"parameters": job.parameters}, keep=job.snapshots_kept)
-            throughput = f"{line[f'{job.units[0]}_per_second']:,.0f} {job.units[0]}/s"
-            bar.advance(_metric(job.main_metric, line | latest), throughput)
-    summary = {
-        "job": job.name,
-        "finished": done == job.generations,
-        "generations": done,
-        "seconds": round(time.perf_counter() - start, 3),
-        "startup_seconds": round(prefix_seconds, 3),
-        "first_generation_seconds": round(first_seconds, 3),
-        **{f"start_{name}": value for name, value in first_validation.items()},
-        **latest,
-        **extra,
-        **environment(),
-        "run_dir": str(folder.path),
-    }
-    folder.write_json("summary.json", summary)
-    return Outcome(summary, 0 if done == job.generations else STATUS_INTERRUPTED)
+    begun = time.perf_counter()
+    with ExitStack() as stack:
+        stop = stack.enter_context(stop_requests())
+        loop = stack.enter_context(Loop(job, folder, say=say or (lambda line: None)))
+        bar = stack.enter_context(GenerationBar(job.name, job.generations, loop.generation, job.log_every))
+        trackers = stack.enter_context(Trackers(job.trackers, folder, job.config, say=bar.note))
+        resumed_at = loop.generation
+        first, latest, first_seconds = _train(loop, bar, trackers, stop)
+        summary = {
+            "job": job.name,
+            "finished": loop.generation == job.generations,
+            "generations": loop.generation,
+            "seconds": round(time.perf_counter() - begun, 3),
+            "startup_seconds": round(prefix_seconds, 3),
+            "first_generation_seconds": round(first_seconds, 3),
+            **({"resumed_at": resumed_at} if resumed_at else {}),
+            **{f"start_{name}": value for name, value in first.items()},
+            **latest,
+            "journal_bytes": loop.journal.size,
+            **extra,
+            **loop.environment,
+            "run_dir": str(folder.path),
+        }
+        trackers.finish(summary)
+        folder.write_json("summary.json", summary)
+    return Outcome(summary, 0 if summary["finished"] else STATUS_INTERRUPTED, loop.state)
 
 
-def _generation(job: Job[P, C], generation: int) -> Metrics:
-    start = time.perf_counter()
-    weights, job.carry, measured = job.evaluate(job.parameters, job.carry, generation)
-    evaluated = time.perf_counter()
-    job.parameters, stepped = job.update(job.parameters, weights, generation)
-    end = time.perf_counter()
-    name, amount = job.units
-    return {
-        "generation": generation,
-        **measured,
-        **stepped,
-        f"{name}_per_second": amount / (end - start),
-        "seconds": end - start,
-        "update_seconds": end - evaluated,
-    }
+def _train(loop: Loop, bar: GenerationBar, trackers: Trackers, stop: list[int]) -> tuple[Metrics, Metrics, float]:
+    """Generations up to the last; returns the first and the last validation, and the first generation's seconds."""
+    job, first_seconds = loop.job, 0.0
+    first = dict(job.validate(job.learner.parameters))
+    latest = first if loop.generation == 0 else {}
+    last = loop.generation >= job.generations or bool(stop)
+    if last:
+        latest = dict(job.validate(loop.state.parameters))
+        loop.snapshot()
+    while not last:
+        line = loop.advance()
+        first_seconds = first_seconds or line["seconds"]
+        last = loop.generation == job.generations or bool(stop)
+        if last or loop.generation % job.validate_every == 0:
+            latest = dict(job.validate(loop.state.parameters))
+            line |= latest
+            if job.sample is not None and loop.is_new(line):
+                append_sample(loop.folder, loop.generation, job.sample(loop.state.parameters))
+        if loop.is_new(line):
+            loop.metrics.append(line)
+            trackers.write(line)
+        if last or loop.generation % job.snapshot_every == 0:
+            loop.snapshot()
+        throughput = f"{line[f'{job.units[0]}_per_second']:,.0f} {job.units[0]}/s"
+        bar.advance(_metric(job.main_metric, line | latest), throughput)
+    return first, latest, first_seconds
 
 
 def _metric(name: str, metrics: Metrics) -> str:
     return f"{name} {metrics[name]:.3f}" if name in metrics else ""
-
-
-@contextmanager
-def _stop_requests() -> Iterator[list[int]]:
-    """A list that SIGINT or SIGTERM puts its number in; a second SIGINT stops at once."""
-    received: list[int] = []
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def environment() -> dict[str, Any]:
-    """Versions and the device, for summaries and benchmark tables."""
-    device = jax.devices()[0]
-    return {
-        "eggroll": metadata.version("eggroll-es"),
-        "jax": jax.__version__,
-        "python": platform.python_version(),
-        "device": f"{device.platform} {device.device_kind}".strip(),
-        "devices": jax.device_count(),
-        "processor": processor(),
-    }
-
-
-def processor() -> str:
-    """The processor's name as Linux tells it, else the architecture."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.machine()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()

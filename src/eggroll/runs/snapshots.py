@@ -1,9 +1,16 @@
-"""Snapshots of a run: orbax checkpoints, one folder per generation, each whole or absent."""
+"""Snapshots of a run: orbax checkpoints, one folder per generation, each whole or absent, each with its own hashes.
+
+A snapshot is written under a hidden name with a `MANIFEST.json` of every file's size and SHA-256, and then renamed: a
+kill at any instant leaves it finished or unfinished, and what has rotted since is refused before orbax reads it.
+"""
 
 from __future__ import annotations
 
 import gc
+import hashlib
+import json
 import logging
+import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,32 +19,62 @@ from typing import Any
 
 import numpy as np
 
-from eggroll.runs.folder import RunError, RunFolder
+from eggroll.runs.folder import RunError, RunFolder, replace_file, sync_folder, writing
+from eggroll.runs.trees import as_arrays, nested
+
+MANIFEST = "MANIFEST.json"
+_MANIFEST_LIMIT = 2**24
+SIZE_LIMIT = (64 * 2**20, 10_000)
+"""A snapshot may declare arrays of so many bytes, or so many times its bytes on the disk where that is more: zeros
+compress well, a forged size does not."""
 
 
 def save(folder: RunFolder, generation: int, tree: dict[str, Any], *, keep: int) -> None:
-    """Write a snapshot atomically, then remove all but the newest `keep`.
+    """Write a snapshot atomically, then remove all but the newest `keep` of those up to it.
 
     Args:
-      tree: nested dicts of arrays.
       generation: how many generations the tree has seen.
+      tree: name → pytree of arrays.
+    Raises:
+      RunError: it cannot be written; the snapshots are as they were.
     """
-    import orbax.checkpoint as ocp
-
-    target = _path(folder, generation).absolute()
+    target = _path(folder, generation)
     if not target.exists():
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(target, tree)
-            checkpointer.wait_until_finished()
-    for old in generations(folder)[:-keep]:
+        partial = _hidden(target, "partial")
+        try:
+            folder.snapshots.mkdir(exist_ok=True)
+            shutil.rmtree(partial, ignore_errors=True)
+            _write(partial.absolute(), nested(as_arrays(tree)))
+            with writing(target):
+                replace_file(partial / MANIFEST, [json.dumps(_hashes(partial)).encode()])
+                partial.rename(target)
+                sync_folder(folder.snapshots)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+    for old in [g for g in generations(folder) if g <= generation][:-keep]:
         _remove(_path(folder, old))
 
 
-def load(folder: RunFolder, generation: int | None = None) -> tuple[int, dict[str, Any]]:
+def _write(path: Path, tree: dict[str, Any]) -> None:
+    import orbax.checkpoint as ocp
+
+    try:
+        with _silence(), ocp.PyTreeCheckpointer() as checkpointer:
+            checkpointer.save(path, tree)
+        return
+    except Exception as error:  # a full disk raises nearly anything
+        reason = _reason(error)
+    raise RunError(f"expected to write a snapshot in {path.parent}, got {reason}; mend that, then go on with --resume")
+
+
+def load(folder: RunFolder, generation: int | None = None, *, only: str | None = None) -> tuple[int, dict[str, Any]]:
     """The snapshot of a generation, or the newest; NumPy arrays in nested dicts.
 
+    Args:
+      only: the name of the one tree to read.
     Raises:
-      RunError: there is none, or it cannot be read.
+      RunError: there is none, it has changed since it was written, or it cannot be read.
     """
     present = generations(folder)
     wanted = generation if generation is not None else (present[-1] if present else None)
@@ -46,16 +83,22 @@ def load(folder: RunFolder, generation: int | None = None) -> tuple[int, dict[st
         which = "a snapshot" if wanted is None else f"a snapshot of generation {wanted}"
         raise RunError(f"expected {which} in {folder.path}, got {have}; let the run write one")
     path = _path(folder, wanted)
+    return wanted, read(path, only=only)
+
+
+def read(path: Path, *, only: str | None = None) -> dict[str, Any]:
+    """A snapshot's folder; as `load`."""
+    _check_manifest(path)
     with _silence():
         try:
-            return wanted, _restore(path.absolute())
+            return _restore(path.absolute(), only)
         except Exception as error:  # a damaged checkpoint raises nearly anything
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            reason = _reason(error)
         gc.collect()  # asyncio logs the failure of a task when it is collected
     raise RunError(f"expected a readable snapshot {path}, got {reason}; use another one")
 
 
-def _restore(path: Path) -> dict[str, Any]:
+def _restore(path: Path, only: str | None) -> dict[str, Any]:
     """Without restore arguments orbax would put the arrays back on the devices that wrote them, and warn about it."""
     import jax
     import orbax.checkpoint as ocp
@@ -64,8 +107,61 @@ def _restore(path: Path) -> dict[str, Any]:
         written = checkpointer.metadata(path).item_metadata
         if written is None:
             raise ValueError("one whose metadata cannot be read")
-        as_numpy = jax.tree.map(lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray), written.tree)
-        return checkpointer.restore(path, restore_args=as_numpy)
+        tree = {name: part for name, part in dict(written.tree).items() if only in (None, name)}
+        if not tree:
+            raise ValueError(f"one without {only}")
+        _check_size(tree, path)
+        as_numpy = jax.tree.map(lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        arguments = ocp.args.PyTreeRestore(item=tree, restore_args=as_numpy, partial_restore=True)
+        restored: dict[str, Any] = checkpointer.restore(path, args=arguments)
+    for leaf, declared in zip(jax.tree.leaves(restored), jax.tree.leaves(tree), strict=True):
+        if not isinstance(leaf, np.ndarray) or leaf.shape != declared.shape:
+            raise ValueError("arrays that do not fit its metadata")
+    return restored
+
+
+def _check_size(tree: Any, path: Path) -> None:
+    import jax
+
+    declared = sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree))
+    held = sum(file.stat().st_size for file in _files(path))
+    least, times = SIZE_LIMIT
+    if declared > max(least, times * held):
+        raise ValueError(f"arrays of {declared:,} bytes in {held:,} on the disk")
+
+
+def _files(path: Path) -> list[Path]:
+    return sorted(file for file in path.rglob("*") if not file.is_dir() and file.name != MANIFEST)
+
+
+def _hashes(path: Path) -> dict[str, list[Any]]:
+    """Relative name → [bytes, SHA-256] of every file."""
+    found = {}
+    for file in _files(path):
+        with file.open("rb") as opened:
+            digest = hashlib.file_digest(opened, "sha256").hexdigest()
+        found[file.relative_to(path).as_posix()] = [file.stat().st_size, digest]
+    return found
+
+
+def _check_manifest(path: Path) -> None:
+    """Refuse a snapshot that is not as it was written, before anything parses it."""
+    try:
+        if (path / MANIFEST).stat().st_size > _MANIFEST_LIMIT:
+            raise ValueError(f"a {MANIFEST} of more than {_MANIFEST_LIMIT:,} bytes")
+        written = json.loads((path / MANIFEST).read_bytes())
+        sizes = {file.relative_to(path).as_posix(): file.stat().st_size for file in _files(path)}
+        same = isinstance(written, dict) and {name: entry[0] for name, entry in written.items()} == sizes
+        if same and written == _hashes(path):
+            return
+        reason = "files that differ from its manifest"
+    except (OSError, ValueError, RecursionError, TypeError, LookupError) as error:
+        reason = _reason(error)
+    raise RunError(f"expected a whole snapshot {path}, got {reason}; use another one")
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 @contextmanager
@@ -81,17 +177,30 @@ def _silence() -> Iterator[None]:
 
 def _remove(path: Path) -> None:
     """Rename first, so that a half-removed snapshot is never taken for a finished one."""
-    doomed = path.with_name(f"{path.name}.removed")
-    path.rename(doomed)
-    shutil.rmtree(doomed)
+    with writing(path):
+        doomed = path.rename(_hidden(path, "removed"))
+        shutil.rmtree(doomed)
+
+
+def tidy(folder: RunFolder) -> None:
+    """Remove what a kill left unfinished."""
+    if folder.snapshots.is_dir():
+        for path in folder.snapshots.iterdir():
+            if path.name.startswith("."):
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def generations(folder: RunFolder) -> list[int]:
     """The generations that have a finished snapshot, ascending."""
     if not folder.snapshots.is_dir():
         return []
-    return sorted(int(path.name) for path in folder.snapshots.iterdir() if path.name.isdecimal())
+    names = (path.name for path in folder.snapshots.iterdir() if path.is_dir())
+    return sorted(int(name) for name in names if name.isascii() and name.isdecimal() and len(name) <= 20)
 
 
 def _path(folder: RunFolder, generation: int) -> Path:
     return folder.snapshots / f"{generation:08d}"
+
+
+def _hidden(path: Path, state: str) -> Path:
+    return path.with_name(f".{path.name}.{state}")

@@ -1,0 +1,33 @@
+"""Versions and the machine, as summaries, journals and benchmark tables name them."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+
+def environment() -> dict[str, Any]:
+    """Versions and the device, for summaries and benchmark tables."""
+    device = jax.devices()[0]
+    return {
+        "eggroll": metadata.version("eggroll-es"),
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+        "device": f"{device.platform} {device.device_kind}".strip(),
+        "devices": jax.device_count(),
+        "processor": processor(),
+    }
+
+
+def processor() -> str:
+    """The processor's name as Linux tells it, else the architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

@@ -1,0 +1,39 @@
+"""State that the parameters do not hold (running observation statistics, say), as it stands in a journal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from eggroll.runs.frames import JournalError
+from eggroll.runs.trees import as_arrays, filled
+
+
+def pack_shared(shared: Any) -> bytes | None:
+    """A pytree of arrays as safetensors; None where it has no leaves."""
+    if not jax.tree.leaves(shared):
+        return None
+    from safetensors.numpy import save
+
+    return save(as_arrays(shared))
+
+
+def unpack_shared(template: Any, data: bytes | None) -> Any:
+    """The pytree again, like `template`; `template` itself where there is nothing.
+
+    Raises:
+      RunError: the bytes are no safetensors, or of another tree.
+    """
+    if data is None:
+        return template
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        leaves = load(data)
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise JournalError(
+            f"expected shared state as safetensors, got {str(error)[:200]}; the journal is damaged or forged"
+        ) from None
+    return jax.tree.map(jax.numpy.asarray, filled(template, leaves, "the journal's shared state"))
