@@ -26,6 +26,7 @@ from eggroll.runs.folder import replace_file, writing
 from eggroll.runs.frames import (
     FRAME_LIMIT,
     LENGTH,
+    OVERHEAD,
     SMALLEST,
     WEIGHTS,
     Frame,
@@ -35,6 +36,7 @@ from eggroll.runs.frames import (
     encode_weights,
     is_whole,
     pack,
+    payload_bytes,
     unpack,
 )
 
@@ -135,7 +137,8 @@ class Journal:
             frame = unpack(data)
             self._note(frame)
             self._end += len(data)
-            self._largest = max(self._largest, len(data))
+            if frame.kind is not Kind.HEADER:
+                self._largest = max(self._largest, len(data))
             if frame.kind is not Kind.SHARED:  # alone it is half a generation
                 whole = self._end
         self._end, self.torn = whole, size - whole
@@ -188,7 +191,8 @@ class Journal:
             )
 
     def _cut(self) -> None:
-        if self.torn > self._largest:
+        segment = self.segments[-1]
+        if self.torn > (self._largest or OVERHEAD + payload_bytes(segment.kind, segment.weights)):
             tail = self.path.with_name(f"{self.path.name}.tail-{self.generations}")
             replace_file(tail, self._pieces(self._end, self._end + self.torn))
         with writing(self.path):
@@ -300,7 +304,6 @@ class Journal:
                 os.ftruncate(self._file, self._end)
             raise
         self._end += len(data)
-        self._largest = max(self._largest, len(data))
 
     def export(self, path: Path, generations: int | None = None) -> None:
         """Write a copy that ends after so many generations (default all), whole or not at all.

@@ -74,6 +74,12 @@ class Loop:
         except BaseException:
             journal.close()
             raise
+        if journal.generations > self.job.generations:
+            journal.close()
+            raise RunError(
+                f"expected at least the {journal.generations} generations that the run has, got "
+                f"{self.job.generations}; to go back, use eggroll replay --to"
+            )
         if journal.torn:
             self.say(f"{path}: cut {journal.torn:,} bytes of a torn tail after {journal.generations:,} generations")
         return journal
