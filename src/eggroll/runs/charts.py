@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Float64
 
 from eggroll.runs.groups import Group
 from eggroll.runs.history import Run, number
@@ -19,12 +19,19 @@ _POPULATION = ("fitness_mean", "fitness_std", "fitness_min", "fitness_max")
 
 @dataclass(frozen=True)
 class Curve:
-    """A polyline; `below` and `above`, where they are there, are the edges of what surrounds it."""
+    """A line."""
 
     generation: Float64[np.ndarray, " bins"]
-    middle: Float64[np.ndarray, " bins"]
-    below: Float64[np.ndarray, " bins"] | None = None
-    above: Float64[np.ndarray, " bins"] | None = None
+    value: Float64[np.ndarray, " bins"]
+
+
+@dataclass(frozen=True)
+class Band:
+    """What lies between two lines; NaN where it is not known."""
+
+    generation: Float64[np.ndarray, " bins"]
+    low: Float64[np.ndarray, " bins"]
+    high: Float64[np.ndarray, " bins"]
 
 
 @dataclass(frozen=True)
@@ -33,14 +40,16 @@ class GroupCurves:
 
     Args:
       group: index of the group, which chooses colour and line style.
-      mean: the main line with its band; None where no generation has a value of every seed.
-      extremes: lowest and highest values, thin lines without a middle of their own.
-      runs: the single seeds, faint.
+      mean: the main line; None where no generation has a value of every seed.
+      band: around the mean: ±1 standard error over seeds, or ±1 standard deviation of the population.
+      extremes: lowest and highest values.
+      runs: the single seeds, if there are several.
     """
 
     group: int
     mean: Curve | None
-    extremes: Curve | None = None
+    band: Band | None = None
+    extremes: Band | None = None
     runs: tuple[Curve, ...] = ()
 
 
@@ -51,7 +60,7 @@ class Chart:
     name: str
     note: str
     curves: tuple[GroupCurves, ...]
-    frame: tuple[float, float] | None = field(default=None)
+    frame: tuple[float, float] | None = None
 
 
 def main_metrics(runs: Sequence[Run]) -> list[str]:
@@ -81,7 +90,7 @@ def make_charts(groups: Sequence[Group], runs: Sequence[Run]) -> tuple[Chart, ..
     fitness = []
     if "fitness_mean" in names:
         names = [name for name in names if name not in _POPULATION]
-        fitness = [_metric_chart("fitness_mean", groups)] if several else []
+        fitness = [_metric_chart("fitness_mean", groups)] if several and "fitness_mean" not in main else []
         fitness.append(_population_chart(groups))
     rest = [name for name in names if name not in main]
     timings = sorted((name for name in rest if _is_timing(name)), key=lambda name: not name.endswith("_per_second"))
@@ -95,21 +104,22 @@ def _is_timing(name: str) -> bool:
 
 
 def _metric_chart(name: str, groups: Sequence[Group]) -> Chart:
+    """Of several seeds the mean ± standard error, and each of them."""
     curves = []
     for index, group in enumerate(groups):
-        if not (found := _series(group, name)):
+        if not (found := _series(group, name, _width(group, (name,)))):
             continue
-        start, rows = _common(found)
-        mean = None
-        if len(start):
-            middle = rows["mean"].mean(0)
-            error = rows["mean"].std(0, ddof=1) / np.sqrt(len(found)) if len(found) > 1 else None
-            edges = (None, None) if error is None else (middle - error, middle + error)
-            mean = Curve(_middles(start, found[0].width), middle, *edges)
-        single = tuple(Curve(one.generation, one.mean) for one in found) if len(found) > 1 else ()
+        generation, mean, low, high = _over_seeds(found)
+        several = len(found) > 1
+        band = None
+        if several and len(generation):
+            error = mean.std(0, ddof=1) / np.sqrt(len(found))
+            band = Band(generation, mean.mean(0) - error, mean.mean(0) + error)
         # Where several generations fell into one point, the mean alone would hide how much they differ.
-        extremes = _extremes(start, found[0].width, rows["low"], rows["high"]) if found[0].width > 1 else None
-        curves.append(GroupCurves(index, mean, extremes, single))
+        extremes = Band(generation, low.min(0), high.max(0)) if found[0].width > 1 and len(generation) else None
+        line = Curve(generation, mean.mean(0)) if len(generation) else None
+        single = tuple(Curve(one.generation, one.mean) for one in found) if several else ()
+        curves.append(GroupCurves(index, line, band, extremes, single))
     return Chart(name, "", tuple(curves))
 
 
@@ -117,32 +127,39 @@ def _population_chart(groups: Sequence[Group]) -> Chart:
     """Mean, ±1 standard deviation, lowest and highest member; of a group, seeds together."""
     curves = []
     for index, group in enumerate(groups):
-        if not (found := _series(group, "fitness_mean")):
+        width = _width(group, _POPULATION)
+        if not (found := _series(group, "fitness_mean", width)):
             continue
-        start, rows = _common(found)
-        if not len(start):
+        generation, values, *_ = _over_seeds(found)
+        if not len(generation):
             continue
-        generation, middle = _middles(start, found[0].width), rows["mean"].mean(0)
-        std = _at(start, _series(group, "fitness_std"), found[0].width)
-        band = (middle - std["mean"], middle + std["mean"]) if std else (None, None)
-        lowest = _at(start, _series(group, "fitness_min"), found[0].width)
-        highest = _at(start, _series(group, "fitness_max"), found[0].width)
-        extremes = Curve(generation, middle, lowest["low"], highest["high"]) if lowest and highest else None
-        curves.append(GroupCurves(index, Curve(generation, middle, *band), extremes))
-    return Chart("fitness", "population: mean, ±1 standard deviation, lowest and highest member", tuple(curves))
+        mean = values.mean(0)
+        std, lowest, highest = (_at(generation, _series(group, name, width)) for name in _POPULATION[1:])
+        band = Band(generation, mean - std[0], mean + std[0])
+        curves.append(
+            GroupCurves(index, Curve(generation, mean), band, Band(generation, lowest[1], highest[2])),
+        )
+    return Chart("fitness", "mean of the population, ±1 standard deviation, lowest and highest", tuple(curves))
 
 
-def _series(group: Group, name: str) -> list[Series]:
-    """The metric in all runs of the group that have it, in bins of one width."""
-    found = [run.series[name] for run in group.runs if name in run.series]
-    width = max((series.width for series in found), default=1)
-    return [series.rebinned(width) for series in found]
+def _width(group: Group, names: Sequence[str]) -> int:
+    """The narrowest bins that all these metrics of all runs of the group can be brought to."""
+    return max((run.series[name].width for run in group.runs for name in names if name in run.series), default=1)
 
 
-def _common(
+def _series(group: Group, name: str, width: int) -> list[Series]:
+    return [run.series[name].rebinned(width) for run in group.runs if name in run.series]
+
+
+def _over_seeds(
     found: Sequence[Series],
-) -> tuple[Int64[np.ndarray, " bins"], dict[str, Float64[np.ndarray, "runs bins"]]]:
-    """The bins in which every run has a value, and the values there.
+) -> tuple[
+    Float64[np.ndarray, " bins"],
+    Float64[np.ndarray, "runs bins"],
+    Float64[np.ndarray, "runs bins"],
+    Float64[np.ndarray, "runs bins"],
+]:
+    """The generations at which every run has a value, and there the mean, lowest and highest of every run.
 
     A mean over fewer seeds would jump where one of them ends.
     """
@@ -150,46 +167,26 @@ def _common(
     for series in found[1:]:
         start = np.intersect1d(start, series.start)
     places = [np.searchsorted(series.start, start) for series in found]
-    pick = lambda name: np.stack([getattr(one, name)[at] for one, at in zip(found, places, strict=True)])
-    return start, {name: pick(name) for name in ("mean", "low", "high")}
+    mean, low, high = (
+        np.stack([getattr(series, name)[at] for series, at in zip(found, places, strict=True)])
+        for name in ("mean", "low", "high")
+    )
+    return start + (found[0].width - 1) / 2, mean, low, high
 
 
-def _at(
-    start: Int64[np.ndarray, " bins"], found: Sequence[Series], width: int
-) -> dict[str, Float64[np.ndarray, " bins"]] | None:
-    """Mean, lowest and highest over seeds at the given bins, NaN where there is none; None without any value."""
-    if not found:
-        return None
-    there, rows = _common([series.rebinned(max(width, series.width)) for series in found])
-    known = np.isin(start, there)
-    if not known.any():
-        return None
-    place = np.searchsorted(there, start[known])
-    over_seeds = {"mean": rows["mean"].mean(0), "low": rows["low"].min(0), "high": rows["high"].max(0)}
-    filled = {name: np.full(len(start), np.nan) for name in over_seeds}
-    for name, values in over_seeds.items():
-        filled[name][known] = values[place]
+def _at(generation: Float64[np.ndarray, " bins"], found: Sequence[Series]) -> Float64[np.ndarray, "3 bins"]:
+    """Mean, lowest and highest over seeds at these generations, NaN where not every seed has a value."""
+    filled = np.full((3, len(generation)), np.nan)
+    if found:
+        there, mean, low, high = _over_seeds(found)
+        _, ours, theirs = np.intersect1d(generation, there, return_indices=True)
+        filled[:, ours] = np.stack([mean.mean(0), low.min(0), high.max(0)])[:, theirs]
     return filled
-
-
-def _middles(start: Int64[np.ndarray, " bins"], width: int) -> Float64[np.ndarray, " bins"]:
-    return start + (width - 1) / 2
-
-
-def _extremes(
-    start: Int64[np.ndarray, " bins"],
-    width: int,
-    low: Float64[np.ndarray, "runs bins"],
-    high: Float64[np.ndarray, "runs bins"],
-) -> Curve | None:
-    if not len(start):
-        return None
-    return Curve(_middles(start, width), low.min(0), low.min(0), high.max(0))
 
 
 def _framed(chart: Chart) -> Chart:
     """Limit the axis of a timing chart: the first generation compiles, and would press all others to the edge."""
-    values = np.concatenate([curve.middle for group in chart.curves for curve in group.runs or (group.mean,) if curve])
+    values = np.concatenate([curve.value for group in chart.curves for curve in group.runs or (group.mean,) if curve])
     low = max(float(values.min()), float(np.quantile(values, 0.1, method="higher")) / 2)
     high = min(float(values.max()), float(np.quantile(values, 0.9, method="lower")) * 2)
     outside = int(np.count_nonzero((values < low) | (values > high)))

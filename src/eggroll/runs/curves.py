@@ -19,7 +19,6 @@ from eggroll.runs.wording import compact, tick_labels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 WIDTH, HEIGHT = 380, 230
 """Size of a chart in pixels, at which its text has 11 of them."""
@@ -78,12 +77,15 @@ def png(charts: Sequence[Chart], groups: Sequence[Group], title: str) -> bytes:
     """All charts in one figure, on white, with a legend."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
     from matplotlib.lines import Line2D
 
     rows = max(1, math.ceil(len(charts) / _PNG_COLUMNS))
     out = io.BytesIO()
     with mpl.rc_context({"font.size": 9}):
-        figure = Figure(figsize=(4.2 * _PNG_COLUMNS, 2.9 * rows + 0.4 + 0.22 * len(groups)), layout="constrained")
+        height = 2.9 * rows + 0.4 + 0.22 * len(groups)
+        layout = ConstrainedLayoutEngine(h_pad=0.1, w_pad=0.1)
+        figure = Figure(figsize=(4.2 * _PNG_COLUMNS, height), layout=layout)
         figure.suptitle(drawable(title, longest=110), fontsize=12, parse_math=False)
         for axes, chart in itertools.zip_longest(np.ravel(figure.subplots(rows, _PNG_COLUMNS)), charts):
             if chart is None:
@@ -91,7 +93,7 @@ def png(charts: Sequence[Chart], groups: Sequence[Group], title: str) -> bytes:
                 continue
             _draw(axes, chart, _PAPER)
             axes.set_title(drawable(chart.name), fontsize=10, loc="left", parse_math=False)
-            axes.set_xlabel(drawable(f"generation   {chart.note}", longest=90), fontsize=8, parse_math=False)
+            axes.set_xlabel(drawable("\n".join(("generation", chart.note)), longest=90), fontsize=8, parse_math=False)
         keys = [Line2D([], [], **_style(index, _PAPER), linewidth=1.6) for index in range(len(groups))]
         names = [drawable(f"{group.letter}  {group.label} ({seeds(group)})", longest=110) for group in groups]
         legend = figure.legend(keys, names, loc="outside lower left", frameon=False, handlelength=4)
@@ -125,21 +127,14 @@ def _draw(axes: Axes, chart: Chart, ink: Ink) -> None:
 def _draw_group(axes: Axes, curves: GroupCurves, ink: Ink) -> None:
     style = _style(curves.group, ink)
     plain = {"color": style["color"], "solid_joinstyle": "round"}
-    if curves.extremes is not None:
-        for edge in (curves.extremes.below, curves.extremes.above):
-            axes.plot(curves.extremes.generation, edge, linewidth=0.6, alpha=0.7, **plain)
+    if (extremes := curves.extremes) is not None:
+        for edge in (extremes.low, extremes.high):
+            axes.plot(extremes.generation, edge, linewidth=0.6, alpha=0.7, **plain)
     for run in curves.runs:
         _line(axes, run, linewidth=0.8, alpha=0.45, **plain)
+    if (band := curves.band) is not None:
+        axes.fill_between(band.generation, band.low, band.high, color=style["color"], alpha=0.2, linewidth=0)
     if curves.mean is not None:
-        if curves.mean.below is not None:
-            axes.fill_between(
-                curves.mean.generation,
-                curves.mean.below,
-                curves.mean.above,
-                color=style["color"],
-                alpha=0.2,
-                linewidth=0,
-            )
         _line(axes, curves.mean, linewidth=1.6, **style)
 
 
@@ -147,7 +142,7 @@ def _line(axes: Axes, curve: Curve, **style: Any) -> None:
     """A line of one point would be invisible."""
     if len(curve.generation) == 1:
         style |= {"marker": "o", "markersize": 4}
-    axes.plot(curve.generation, curve.middle, **style)
+    axes.plot(curve.generation, curve.value, **style)
 
 
 def _set_ticks(axes: Axes) -> None:

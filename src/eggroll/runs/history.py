@@ -116,34 +116,33 @@ class _Metrics:
 
     def __init__(self) -> None:
         self.columns: dict[str, tuple[array[int], array[float]]] = {}
-        self.generations = self.lines = self.replayed = 0
-        self.left_out: set[str] = set()
+        self.generations = self.lines = self.replayed = self.left_out = 0
 
     def take(self, line: dict[str, Any]) -> None:
-        generation = line.get("generation")
+        generation = line.pop("generation", None)
         if type(generation) is not int or not 0 <= generation < 2**53:
             return
         self.lines += 1
         self.generations = max(self.generations, generation + 1)
-        replayed = line.get("replayed") is True
-        self.replayed += replayed
-        for name, value in line.items():
-            if (kept := number(value)) is None or name == "generation":
-                continue
+        if line.get("replayed") is True:
+            self.replayed += 1
             # Replaying a journal is no evaluation: its times would pass for those of training.
-            if replayed and name.endswith(_TIMINGS):
-                continue
-            if (column := self._column(name)) is not None:
-                column[0].append(generation)
-                column[1].append(kept)
+            line = {name: value for name, value in line.items() if not name.endswith(_TIMINGS)}
+        columns = self.columns
+        for name, value in line.items():
+            # `number` written out: ten million calls are seconds.
+            kind = type(value)
+            if (kind is float or kind is int) and -LARGEST_NUMBER <= value <= LARGEST_NUMBER:
+                column = columns.get(name) or self._new_column(name)
+                if column is not None:
+                    column[0].append(generation)
+                    column[1].append(value)
 
-    def _column(self, name: str) -> tuple[array[int], array[float]] | None:
-        column = self.columns.get(name)
-        if column is None and len(self.columns) < MOST_METRICS:
-            column = self.columns[name] = (array("q"), array("d"))
-        elif column is None and len(self.left_out) < MOST_METRICS:
-            self.left_out.add(name)
-        return column
+    def _new_column(self, name: str) -> tuple[array[int], array[float]] | None:
+        if len(self.columns) < MOST_METRICS:
+            return self.columns.setdefault(name, (array("q"), array("d")))
+        self.left_out += 1
+        return None
 
     def series(self, bins: int, summary: dict[str, Any]) -> dict[str, Series]:
         found = {}
@@ -214,7 +213,7 @@ def _lines(path: Path, notes: list[str]) -> Iterator[dict[str, Any]]:
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
     try:
-        value = json.loads(line)
+        value = json.loads(line.decode())
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None

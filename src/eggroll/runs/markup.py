@@ -53,6 +53,6 @@ def drawable(text: str, *, longest: int = 60) -> str:
 
 
 def _drawn(character: str) -> str:
-    if character in "—…±" or (" " <= character < "\u0250" and unicodedata.category(character)[0] in "LNPSZ"):
+    if character in "\n—…±" or (" " <= character < "\u0250" and unicodedata.category(character)[0] in "LNPSZ"):
         return character
     return character if "\u0391" <= character <= "\u03c9" and character.isalpha() else "?"

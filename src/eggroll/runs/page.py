@@ -32,7 +32,7 @@ def make_page(title: str, runs: Sequence[Run], groups: Sequence[Group], charts: 
         _section("Runs", runs_table(groups), _notes(runs)),
         _section("Results", final_table(groups, runs)),
         _section("Curves", _legend(groups), _charts(charts, runs)),
-        _section("Samples", *_samples(runs)) if any(run.samples for run in runs) else None,
+        _section("Samples", _samples(runs)) if any(run.samples for run in runs) else None,
         _section("Settings", settings_section(runs)),
     )
     return "<!DOCTYPE html>\n" + element("html", head, body, lang="en") + "\n"
@@ -49,7 +49,9 @@ def _notes(runs: Sequence[Run]) -> Markup | None:
 
 def _legend(groups: Sequence[Group]) -> Markup:
     rows = [
-        element("li", swatch(index), " ", element("b", group.letter), " ", group.label, " ", element("small", seeds(group)))
+        element(
+            "li", swatch(index), " ", element("b", group.letter), " ", group.label, " ", element("small", seeds(group))
+        )
         for index, group in enumerate(groups)
     ]
     several = any(len(group.runs) > 1 for group in groups)
@@ -62,7 +64,9 @@ def _charts(charts: Sequence[Chart], runs: Sequence[Run]) -> Markup:
         return element("p", "There are no metrics to draw yet.")
     figures = [_figure(index, chart) for index, chart in enumerate(charts)]
     thinned = max(series.width for run in runs for series in run.series.values())
-    told = f"Long runs are thinned: a point stands for up to {thinned:,} generations, thin lines for the extremes in it."
+    told = (
+        f"Long runs are thinned: a point stands for up to {thinned:,} generations, thin lines for the extremes in it."
+    )
     return join(
         element("p", told, class_="note") if thinned > 1 else None,
         element("div", *figures, class_="charts"),
@@ -71,11 +75,11 @@ def _charts(charts: Sequence[Chart], runs: Sequence[Run]) -> Markup:
 
 def _figure(index: int, chart: Chart) -> Markup:
     name = shortened(chart.name)
-    note = element("small", chart.note) if chart.note else None
-    return element("figure", element("figcaption", element("b", name), " ", note), svg(chart, f"c{index}", f"{name} over generations"))
+    caption = element("figcaption", element("b", name), " ", chart.note)
+    return element("figure", caption, svg(chart, f"c{index}", f"{name} over generations"))
 
 
-def _samples(runs: Sequence[Run]) -> list[Markup]:
+def _samples(runs: Sequence[Run]) -> Markup:
     parts = []
     earlier_each = max(1, SAMPLES_OF_ALL // len(runs)) - 1
     for run in runs:
@@ -85,11 +89,9 @@ def _samples(runs: Sequence[Run]) -> list[Markup]:
         step = max(1, -(-len(earlier) // max(1, earlier_each)))
         shown = earlier[::step][:earlier_each]
         fold = element("summary", f"{len(shown)} earlier")
-        parts.append(element("h3", shortened(run.name)))
-        parts.append(_sample(last))
-        if shown:
-            parts.append(element("details", fold, *(_sample(one) for one in reversed(shown))))
-    return parts
+        older = element("details", fold, *(_sample(one) for one in reversed(shown))) if shown else None
+        parts.append(element("div", element("h3", shortened(run.name)), _sample(last), older))
+    return element("div", *parts, class_="samples")
 
 
 def _sample(sample: Sample) -> Markup:
@@ -101,7 +103,8 @@ def _style() -> str:
     light = "".join(f"--series-{index}:{value};" for index, value in enumerate(LIGHT))
     dark = "".join(f"--series-{index}:{value};" for index, value in enumerate(DARK))
     return (
-        f":root{{color-scheme:light dark;--ink:#1d2125;--soft:#59626b;--grid:#dfe3e7;--paper:#fff;--raised:#f5f7f8;{light}}}"
+        f":root{{color-scheme:light dark;"
+        f"--ink:#1d2125;--soft:#59626b;--grid:#dfe3e7;--paper:#fff;--raised:#f5f7f8;{light}}}"
         "@media(prefers-color-scheme:dark){"
         f":root{{--ink:#e4e7ea;--soft:#a3adb7;--grid:#353b42;--paper:#14171a;--raised:#1d2125;{dark}}}}}{_RULES}"
     )
@@ -109,12 +112,13 @@ def _style() -> str:
 
 _RULES = """
 *{box-sizing:border-box}
-body{margin:0 auto;padding:1rem clamp(.7rem,2.5vw,2.5rem) 3rem;max-width:106rem;background:var(--paper);color:var(--ink);
+body{margin:0 auto;padding:1rem clamp(.7rem,2.5vw,2.5rem) 3rem;max-width:106rem;
+background:var(--paper);color:var(--ink);
 font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",sans-serif}
 h1{font-size:1.5rem;line-height:1.25;margin:.5rem 0 0;overflow-wrap:anywhere}
 h2{font-size:1.1rem;margin:2.2rem 0 .6rem;padding-top:.7rem;border-top:1px solid var(--grid)}
 h3{font-size:1rem;margin:1.4rem 0 .3rem;overflow-wrap:anywhere}
-small,.note,figcaption{font-size:.8125rem;color:var(--soft)}
+small,.note,figcaption{font-size:.8125rem;line-height:1.35;color:var(--soft)}
 figcaption b{font-size:.9375rem;color:var(--ink);overflow-wrap:anywhere}
 .note{margin:.5rem 0;max-width:75ch;overflow-wrap:anywhere}ul.note{padding-left:1.2rem}
 .scroll{overflow-x:auto;max-width:100%}
@@ -128,12 +132,18 @@ code,pre{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;font-s
 .legend{list-style:none;padding:0;margin:.3rem 0;display:flex;flex-wrap:wrap;gap:.2rem 1.8rem}
 .legend li{overflow-wrap:anywhere}
 .swatch{width:34px;height:10px;fill:none;stroke-width:2.2}
-.charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(21.5rem,100%),1fr));gap:1.4rem 1.6rem;margin-top:1rem}
+.charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(21.5rem,100%),1fr));
+gap:1.4rem 1.6rem;margin-top:1rem}
+.charts figure{display:grid;grid-row:span 2;grid-template-rows:subgrid;gap:.2rem;align-items:start}
 figure{margin:0;min-width:0}
-figure svg{display:block;width:100%;height:auto;max-width:34rem;overflow:hidden;stroke-linejoin:round;stroke-linecap:butt}
+figure svg{display:block;width:100%;height:auto;max-width:34rem;overflow:hidden;
+stroke-linejoin:round;stroke-linecap:butt}
 figure svg text{font-family:inherit}
 .sample{margin:.6rem 0}
-pre{margin:.2rem 0;padding:.7rem .9rem;background:var(--raised);border-radius:6px;white-space:pre-wrap;overflow-wrap:anywhere;
-max-width:100ch;max-height:24rem;overflow-y:auto}
+pre{margin:.2rem 0;padding:.7rem .9rem;background:var(--raised);border-radius:6px;
+white-space:pre-wrap;overflow-wrap:anywhere;
+max-height:24rem;overflow-y:auto}
+.samples{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(32rem,100%),1fr));gap:0 1.6rem}
+.samples>div{min-width:0}
 summary{cursor:pointer;color:var(--soft);font-size:.875rem;margin:.5rem 0}
 """

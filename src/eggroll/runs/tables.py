@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -12,7 +13,7 @@ from eggroll.runs.curves import colour, dashes
 from eggroll.runs.groups import ABSENT, Group, differences, mean_and_error, settings, shortened
 from eggroll.runs.history import Run, number
 from eggroll.runs.markup import Markup, element, join
-from eggroll.runs.wording import duration, measured, size
+from eggroll.runs.wording import duration, measured, size, whole
 
 MOST_ROWS = 200
 _VERSIONS = ("eggroll", "jax", "python")
@@ -61,7 +62,9 @@ def _run_row(index: int, group: Group, run: Run) -> Markup:
         f"{run.changed:%Y-%m-%d %H:%M}" if run.changed else ABSENT,
     )
     name = element("th", shortened(run.name), scope="row")
-    return element("tr", element("td", swatch(index), " ", group.letter), name, *(element("td", cell) for cell in cells))
+    return element(
+        "tr", element("td", swatch(index), " ", group.letter), name, *(element("td", cell) for cell in cells)
+    )
 
 
 def _device(run: Run) -> str:
@@ -85,7 +88,11 @@ def final_table(groups: Sequence[Group], runs: Sequence[Run]) -> Markup:
             state = None if run.state == "finished" else element("small", " not finished")
             name = element("th", shortened(run.name), state, scope="row")
             rows.append(element("tr", element("td", swatch(index), " ", group.letter), name, *cells))
-    return table("Results", ("", "run", *(shortened(column.name) for column in columns)), rows)
+    told = (
+        "Mean ± standard error over seeds, of the runs that finished." if any(len(g.runs) > 1 for g in groups) else None
+    )
+    whole_table = table("Results", ("", "run", *(shortened(column.name) for column in columns)), rows)
+    return join(whole_table, element("p", told, class_="note") if told else None)
 
 
 def _group_row(index: int, group: Group, columns: Sequence[_Column]) -> Markup:
@@ -94,12 +101,10 @@ def _group_row(index: int, group: Group, columns: Sequence[_Column]) -> Markup:
     for column in columns:
         values = [value for run in finished if (value := column.of(run)) is not None]
         mean, error = mean_and_error(values)
-        several = column.shown is measured
-        text = measured(mean, error) if several else column.shown(mean)
+        text = measured(mean, error) if column.shown is measured else column.shown(mean)
         missing = f" (n = {len(values)})" if len(values) != len(finished) else ""
         cells.append(element("td", text + missing, class_="number"))
-    name = f"mean ± standard error, n = {len(finished)} finished"
-    head = element("th", name, scope="row")
+    head = element("th", f"mean ± SE, n = {len(finished)}", scope="row")
     return element("tr", element("td", swatch(index), " ", group.letter), head, *cells, class_="group")
 
 
@@ -108,12 +113,12 @@ def _columns(runs: Sequence[Run]) -> list[_Column]:
     rates = dict.fromkeys(name for run in runs for name in run.series if name.endswith("_per_second"))
     columns = []
     for name in main[:12]:
-        columns += [_Column(f"start {name}", lambda run, name=name: _told(run, f"start_{name}"))]
-        columns += [_Column(f"final {name}", lambda run, name=name: _final(run, name))]
-    columns.append(_Column("generations", lambda run: float(run.generations)))
-    columns.append(_Column("wall time", lambda run: _told(run, "seconds"), duration))
-    columns += [_Column(f"{name}, median", lambda run, name=name: _rate(run, name)) for name in list(rates)[:4]]
-    columns.append(_Column("peak memory", lambda run: _told(run, "peak_memory_bytes"), size))
+        columns += [_Column(f"start {name}", functools.partial(_told, name=f"start_{name}"))]
+        columns += [_Column(f"final {name}", functools.partial(_final, name=name))]
+    columns.append(_Column("generations", lambda run: float(run.generations), whole))
+    columns.append(_Column("wall time", functools.partial(_told, name="seconds"), duration))
+    columns += [_Column(f"{name}, median", functools.partial(_rate, name=name)) for name in list(rates)[:4]]
+    columns.append(_Column("peak memory", functools.partial(_told, name="peak_memory_bytes"), size))
     return [column for column in columns if any(column.of(run) is not None for run in runs)]
 
 

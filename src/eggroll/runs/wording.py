@@ -51,6 +51,11 @@ def measured(value: float | None, error: float | None = None) -> str:
     return f"{value:,.{places}f} ± {error:,.{places}f}".replace("-", "−")
 
 
+def whole(value: float | None) -> str:
+    """A count; of a mean of counts one decimal."""
+    return "—" if value is None else f"{value:,.1f}".removesuffix(".0")
+
+
 def _plain(value: float, digits: int) -> str:
     if 1e4 <= abs(value) < 1e15:
         return f"{value:,.0f}".replace("-", "−")
