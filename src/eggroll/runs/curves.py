@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 WIDTH, HEIGHT = 380, 230
 """Size of a chart in pixels, at which its text has 11 of them."""
-DASHES: tuple[tuple[float, ...], ...] = ((), (6, 2.4), (1.6, 2), (8, 2, 1.6, 2))
+DASHES: tuple[tuple[float, ...], ...] = ((), (6.0, 2.4), (1.6, 2.0), (8.0, 2.0, 1.6, 2.0))
 LIGHT = ("#0067a5", "#c04a00", "#007d5a", "#a03a7a", "#806300")
 """Okabe and Ito's hues, darkened to a contrast of at least 4.5 against white; DARK, lightened against black."""
 DARK = ("#5cb8f0", "#ff9255", "#35cc9c", "#ec9fcb", "#f0dc4a")

@@ -92,7 +92,7 @@ def _label(index: int, differing: dict[str, list[str]], runs: tuple[Run, ...]) -
     if differing and len(differing) <= 3:
         label = ", ".join(f"{name} {values[index]}" for name, values in differing.items())
     else:
-        label = runs[0].name
+        label = runs[0].name + (f" and {len(runs) - 1} more" if len(runs) > 1 else "")
     return shortened(label)
 
 

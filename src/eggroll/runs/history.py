@@ -151,7 +151,7 @@ class _Metrics:
             if (start := number(summary.get(f"start_{name}"))) is not None and 0 not in generation[:1]:
                 generation.insert(0, 0)
                 value.insert(0, start)
-            found[name] = thinned(np.asarray(generation, np.int64), np.asarray(value, np.float64), limit=bins)
+            found[name] = thinned(np.frombuffer(generation, np.int64), np.frombuffer(value), limit=bins)
         return found
 
     def notes(self) -> list[str]:

@@ -50,11 +50,18 @@ def report(config: ReportConfig) -> dict[str, Any]:
       RunError: a folder is no run, its configuration cannot be read, or a file cannot be written.
     """
     # One folder may come under several names, through a link for example.
-    paths = list({path.resolve(): path for path in reversed(config.runs)}.values())[::-1]
+    distinct: dict[Path, Path] = {}
+    for path in config.runs:
+        distinct.setdefault(path.resolve(), path)
+    paths = list(distinct.values())
     runs = [read_run(path, bins=max(48, min(MOST_BINS, _BINS_OF_ALL // len(paths)))) for path in paths]
     groups = grouped(runs)
     charts = make_charts(groups, runs)
-    title = shortened(runs[0].name) if len(runs) == 1 else f"{len(runs)} runs of {len(groups)} settings"
+    title = (
+        shortened(runs[0].name)
+        if len(runs) == 1
+        else _counted(len(runs), "run") + " of " + _counted(len(groups), "setting")
+    )
     page = make_page(title, runs, groups, charts).encode()
     written: dict[str, Any] = {
         "runs": [run.name for run in runs],
@@ -70,6 +77,10 @@ def report(config: ReportConfig) -> dict[str, Any]:
         _write(config.png, picture)
         written |= {"png": str(config.png), "png_bytes": len(picture)}
     return written
+
+
+def _counted(count: int, name: str) -> str:
+    return f"{count} {name}{'s' * (count != 1)}"
 
 
 def _write(path: Path, content: bytes) -> None:

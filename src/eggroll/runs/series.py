@@ -60,8 +60,9 @@ def thinned(generation: Int64[np.ndarray, " n"], value: Float64[np.ndarray, " n"
       generation, value: at least one, in any order, all finite; of several values of one generation the last counts,
         since a run that was killed may have gone through it again.
     """
-    order = np.argsort(generation, kind="stable")
-    generation, value = generation[order], value[order]
+    if np.any(generation[1:] < generation[:-1]):
+        order = np.argsort(generation, kind="stable")
+        generation, value = generation[order], value[order]
     final = np.append(generation[1:] != generation[:-1], True)
     generation, value = generation[final], value[final]
     whole = Series(1, generation, np.ones_like(generation), value, value, value, float(value[-1]))
@@ -69,9 +70,12 @@ def thinned(generation: Int64[np.ndarray, " n"], value: Float64[np.ndarray, " n"
 
 
 def _narrowest(generation: Int64[np.ndarray, " n"], limit: int) -> int:
-    width = 1
-    while np.count_nonzero(np.diff(generation // width)) >= limit:
+    """Smallest power of two that leaves at most `limit` occupied bins; `generation` ascends."""
+    width, bins = 1, generation
+    while len(bins) > limit:
         width *= 2
+        bins = bins >> 1
+        bins = bins[np.append(True, bins[1:] != bins[:-1])]
     return width
 
 

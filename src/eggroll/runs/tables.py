@@ -104,7 +104,7 @@ def _group_row(index: int, group: Group, columns: Sequence[_Column]) -> Markup:
         text = measured(mean, error) if column.shown is measured else column.shown(mean)
         missing = f" (n = {len(values)})" if len(values) != len(finished) else ""
         cells.append(element("td", text + missing, class_="number"))
-    head = element("th", f"mean ± SE, n = {len(finished)}", scope="row")
+    head = element("th", f"mean ± SE, n = {len(finished)}" if finished else "none has finished", scope="row")
     return element("tr", element("td", swatch(index), " ", group.letter), head, *cells, class_="group")
 
 
@@ -113,8 +113,8 @@ def _columns(runs: Sequence[Run]) -> list[_Column]:
     rates = dict.fromkeys(name for run in runs for name in run.series if name.endswith("_per_second"))
     columns = []
     for name in main[:12]:
-        columns += [_Column(f"start {name}", functools.partial(_told, name=f"start_{name}"))]
         columns += [_Column(f"final {name}", functools.partial(_final, name=name))]
+        columns += [_Column(f"start {name}", functools.partial(_told, name=f"start_{name}"))]
     columns.append(_Column("generations", lambda run: float(run.generations), whole))
     columns.append(_Column("wall time", functools.partial(_told, name="seconds"), duration))
     columns += [_Column(f"{name}, median", functools.partial(_rate, name=name)) for name in list(rates)[:4]]
