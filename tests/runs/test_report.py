@@ -108,7 +108,9 @@ def test_one_run(tmp_path):
     names = re.findall(r"<figcaption><b>([^<]*)", page.source)
     assert names == ["loss", "fitness", "alpha", "bytes_per_second", "seconds"]
     assert page.text.index("last words") < page.text.index("1 earlier") < page.text.index("first words")
-    assert "model.rank" in page.text and "Settings that differ" not in page.source
+    assert (
+        "model.rank" in page.text and "All of summary.json" in page.text and "Settings that differ" not in page.source
+    )
     assert "1 point outside the frame, up to 4" in page.text
 
 
@@ -116,7 +118,8 @@ def test_several_runs_and_where_they_differ(tmp_path):
     paths = [make_run(tmp_path / f"w{width}", width=width, model={"rank": 2, "b": width}) for width in (16, 64)]
     page = page_of(tmp_path, *paths, tmp_path / "w16" / ".." / "w16")
     assert "2 runs of 2 settings" in page.text and "A width 16, model.b 16 n = 1, seed 0" in page.text
-    table = page.source[page.source.index("Settings that differ") : page.source.index("<details>")]
+    assert 'aria-label="loss over generations: A from 6 to 3.9; B from 6 to 3.9"' in page.source
+    table = page.source.split("Settings that differ")[1].split("<details>")[0]
     assert re.findall(r"<code>([^<]*)", table) == ["width", "16", "64", "model.b", "16", "64"]
     assert "4 settings that are common to all runs" in page.text
     assert page.source.count('role="img"') == 5 and 'stroke-dasharray="' in page.source
@@ -226,6 +229,7 @@ def test_many_samples_and_metrics_are_bounded(tmp_path):
     run = read_run(path, bins=256)
     assert run.samples[-1].generation == 199 and len(run.samples) <= 2 * MOST_SAMPLES
     assert max(len(sample.text) for sample in run.samples) <= LONGEST_SAMPLE
+    assert "40 more metrics are not drawn" in page_of(tmp_path, path).text
     assert len(run.series) == MOST_METRICS and f"only the first {MOST_METRICS} metrics are shown" in run.notes
 
 
@@ -273,7 +277,7 @@ def test_markup_stays_text(tmp_path):
     told = dict.fromkeys(("job", "device", "processor", "eggroll", "jax", f"start_{EVIL}", "main_metric"), EVIL)
     (path / "summary.json").write_text(json.dumps(told | {f"start_{EVIL}": 2.0, EVIL: 1.0}))
     png = tmp_path / "report.png"
-    page = page_of(tmp_path, path, make_run(tmp_path / "b"), png=png)
+    page = page_of(tmp_path, path, make_run(tmp_path / os.fsdecode(b"b\xff")), png=png)
     assert "x-evil" not in page.tags and page.text.count("<x-evil") >= 8 and "\ufffd\ufffd\ufffd" in page.text
     assert png.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 

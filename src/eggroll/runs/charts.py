@@ -14,7 +14,8 @@ from eggroll.runs.series import Series
 from eggroll.runs.wording import compact
 
 MOST_CHARTS = 24
-_POPULATION = ("fitness_mean", "fitness_std", "fitness_min", "fitness_max")
+POPULATION = ("fitness_mean", "fitness_std", "fitness_min", "fitness_max")
+"""Metrics that share one chart."""
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,9 @@ def make_charts(groups: Sequence[Group], runs: Sequence[Run]) -> tuple[Chart, ..
     several = any(len(group.runs) > 1 for group in groups)
     fitness = []
     if "fitness_mean" in names:
-        names = [name for name in names if name not in _POPULATION]
+        names = [name for name in names if name not in POPULATION]
         fitness = [_metric_chart("fitness_mean", groups)] if several and "fitness_mean" not in main else []
-        fitness.append(_population_chart(groups))
+        fitness += [chart for chart in (_population_chart(groups),) if chart.curves]
     rest = [name for name in names if name not in main]
     timings = sorted((name for name in rest if _is_timing(name)), key=lambda name: not name.endswith("_per_second"))
     others = [_metric_chart(name, groups) for name in rest if name not in timings]
@@ -127,14 +128,14 @@ def _population_chart(groups: Sequence[Group]) -> Chart:
     """Mean, ±1 standard deviation, lowest and highest member; of a group, seeds together."""
     curves = []
     for index, group in enumerate(groups):
-        width = _width(group, _POPULATION)
+        width = _width(group, POPULATION)
         if not (found := _series(group, "fitness_mean", width)):
             continue
         generation, values, *_ = _over_seeds(found)
         if not len(generation):
             continue
         mean = values.mean(0)
-        std, lowest, highest = (_at(generation, _series(group, name, width)) for name in _POPULATION[1:])
+        std, lowest, highest = (_at(generation, _series(group, name, width)) for name in POPULATION[1:])
         band = Band(generation, mean - std[0], mean + std[0])
         curves.append(
             GroupCurves(index, Curve(generation, mean), band, Band(generation, lowest[1], highest[2])),

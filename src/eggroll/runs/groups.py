@@ -98,9 +98,9 @@ def _label(index: int, differing: dict[str, list[str]], runs: tuple[Run, ...]) -
 
 def seeds(group: Group) -> str:
     """How many seeds, and which: `n = 3, seeds 0, 1, 2`."""
-    names = [settings(run.config).get("seed", ABSENT) for run in group.runs]
+    names = [seed for run in group.runs if (seed := settings(run.config).get("seed")) is not None]
     listed = ", ".join(shortened(name) for name in names[:12]) + (", …" if len(names) > 12 else "")
-    return f"n = {len(names)}, seed{'s' * (len(names) > 1)} {listed}"
+    return f"n = {len(group.runs)}" + (f", seed{'s' * (len(names) > 1)} {listed}" if names else "")
 
 
 def _letter(index: int) -> str:

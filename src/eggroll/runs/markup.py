@@ -42,6 +42,11 @@ def element(tag: str, *children: Any, **attributes: Any) -> Markup:
     return Markup(f"<{tag}{given}>{join(*children)}</{tag}>")
 
 
+def note(*text: Any) -> Markup:
+    """A paragraph in small print."""
+    return element("p", *text, class_="note")
+
+
 def _escaped(part: Any) -> str:
     return part if isinstance(part, Markup) else html.escape(clean(str(part)))
 

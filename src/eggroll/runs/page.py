@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from eggroll.runs.charts import Chart
+from eggroll.runs.charts import POPULATION, Chart
 from eggroll.runs.curves import DARK, LIGHT, svg
 from eggroll.runs.groups import Group, seeds, shortened
 from eggroll.runs.history import Run, Sample
-from eggroll.runs.markup import Markup, element, join
+from eggroll.runs.markup import Markup, element, join, note
 from eggroll.runs.tables import final_table, runs_table, settings_section, swatch
+from eggroll.runs.wording import compact
 
 SAMPLES_OF_ALL = 64
 """Samples on a page; with many runs each shows fewer of its earlier ones."""
@@ -31,7 +32,7 @@ def make_page(title: str, runs: Sequence[Run], groups: Sequence[Group], charts: 
         element("h1", title),
         _section("Runs", runs_table(groups), _notes(runs)),
         _section("Results", final_table(groups, runs)),
-        _section("Curves", _legend(groups), _charts(charts, runs)),
+        _section("Curves", _legend(groups), _charts(charts, groups, runs)),
         _section("Samples", _samples(runs)) if any(run.samples for run in runs) else None,
         _section("Settings", settings_section(runs)),
     )
@@ -55,28 +56,34 @@ def _legend(groups: Sequence[Group]) -> Markup:
         for index, group in enumerate(groups)
     ]
     several = any(len(group.runs) > 1 for group in groups)
-    told = "Several seeds: their mean, a band of ±1 standard error, and each seed as a faint line." if several else None
-    return join(element("ul", *rows, class_="legend"), element("p", told, class_="note") if told else None)
+    told = "Several seeds: their mean, a band of ±1 standard error, and each seed as a faint line."
+    return join(element("ul", *rows, class_="legend"), note(told) if several else None)
 
 
-def _charts(charts: Sequence[Chart], runs: Sequence[Run]) -> Markup:
+def _charts(charts: Sequence[Chart], groups: Sequence[Group], runs: Sequence[Run]) -> Markup:
     if not charts:
         return element("p", "There are no metrics to draw yet.")
-    figures = [_figure(index, chart) for index, chart in enumerate(charts)]
+    figures = [_figure(index, chart, groups) for index, chart in enumerate(charts)]
+    drawn = {chart.name for chart in charts}.union(POPULATION)
+    undrawn = len({name for run in runs for name in run.series} - drawn)
     thinned = max(series.width for run in runs for series in run.series.values())
     told = (
         f"Long runs are thinned: a point stands for up to {thinned:,} generations, thin lines for the extremes in it."
     )
     return join(
-        element("p", told, class_="note") if thinned > 1 else None,
+        note(told) if thinned > 1 else None,
         element("div", *figures, class_="charts"),
+        note(f"{undrawn:,} more metrics are not drawn.") if undrawn else None,
     )
 
 
-def _figure(index: int, chart: Chart) -> Markup:
+def _figure(index: int, chart: Chart, groups: Sequence[Group]) -> Markup:
+    """A chart with its caption, and its ends in words for those who do not see it."""
     name = shortened(chart.name)
     caption = element("figcaption", element("b", name), " ", chart.note)
-    return element("figure", caption, svg(chart, f"c{index}", f"{name} over generations"))
+    lines = [(groups[one.group].letter, one.mean.value) for one in chart.curves if one.mean is not None]
+    ends = "; ".join(f"{letter} from {compact(value[0])} to {compact(value[-1])}" for letter, value in lines[:20])
+    return element("figure", caption, svg(chart, f"c{index}", f"{name} over generations: {ends}"))
 
 
 def _samples(runs: Sequence[Run]) -> Markup:

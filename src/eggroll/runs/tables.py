@@ -12,7 +12,7 @@ from eggroll.runs.charts import main_metrics
 from eggroll.runs.curves import colour, dashes
 from eggroll.runs.groups import ABSENT, Group, differences, mean_and_error, settings, shortened
 from eggroll.runs.history import Run, number
-from eggroll.runs.markup import Markup, element, join
+from eggroll.runs.markup import Markup, element, join, note
 from eggroll.runs.wording import duration, measured, size, whole
 
 MOST_ROWS = 200
@@ -84,15 +84,27 @@ def final_table(groups: Sequence[Group], runs: Sequence[Run]) -> Markup:
         if len(group.runs) > 1:
             rows.append(_group_row(index, group, columns))
         for run in group.runs:
-            cells = [element("td", column.shown(column.of(run)), class_="number") for column in columns]
+            cells = [element("td", column.shown(column.of(run))) for column in columns]
             state = None if run.state == "finished" else element("small", " not finished")
             name = element("th", shortened(run.name), state, scope="row")
             rows.append(element("tr", element("td", swatch(index), " ", group.letter), name, *cells))
-    told = (
-        "Mean ± standard error over seeds, of the runs that finished." if any(len(g.runs) > 1 for g in groups) else None
+    several = any(len(group.runs) > 1 for group in groups)
+    return join(
+        table("Results", ("", "run", *(shortened(column.name) for column in columns)), rows),
+        note("Mean ± standard error over seeds, of the runs that finished.") if several else None,
+        _summaries(runs),
     )
-    whole_table = table("Results", ("", "run", *(shortened(column.name) for column in columns)), rows)
-    return join(whole_table, element("p", told, class_="note") if told else None)
+
+
+def _summaries(runs: Sequence[Run]) -> Markup | None:
+    """Everything that the jobs themselves put down at the end, such as what their results are to be compared with."""
+    told = [(run, settings(run.summary)) for run in runs if run.summary]
+    if not told:
+        return None
+    names = list(dict.fromkeys(name for _, summary in told for name in summary))[:MOST_ROWS]
+    rows = [_row(name, [summary.get(name, ABSENT) for _, summary in told]) for name in names]
+    head = ("", *(shortened(run.name) for run, _ in told))
+    return element("details", element("summary", "All of summary.json"), table("Summaries", head, rows))
 
 
 def _group_row(index: int, group: Group, columns: Sequence[_Column]) -> Markup:
@@ -101,9 +113,12 @@ def _group_row(index: int, group: Group, columns: Sequence[_Column]) -> Markup:
     for column in columns:
         values = [value for run in finished if (value := column.of(run)) is not None]
         mean, error = mean_and_error(values)
-        text = measured(mean, error) if column.shown is measured else column.shown(mean)
+        if column.shown is measured:
+            text = measured(mean, error)
+        else:
+            text = column.shown(mean) + (f" ± {column.shown(error)}" if error else "")
         missing = f" (n = {len(values)})" if len(values) != len(finished) else ""
-        cells.append(element("td", text + missing, class_="number"))
+        cells.append(element("td", text + missing))
     head = element("th", f"mean ± SE, n = {len(finished)}" if finished else "none has finished", scope="row")
     return element("tr", element("td", swatch(index), " ", group.letter), head, *cells, class_="group")
 
@@ -151,7 +166,7 @@ def settings_section(runs: Sequence[Run]) -> Markup:
         rows = [_row(name, [value]) for name, value in list(common.items())[:MOST_ROWS]]
         parts.append(element("details", element("summary", title), table(title, ("setting", "value"), rows)))
     if max(len(differing), len(common)) > MOST_ROWS:
-        parts.append(element("p", f"Only the first {MOST_ROWS} settings are shown.", class_="note"))
+        parts.append(note(f"Only the first {MOST_ROWS} settings are shown."))
     return join(*parts)
 
 
