@@ -92,7 +92,7 @@ def png(charts: Sequence[Chart], groups: Sequence[Group], title: str) -> bytes:
                 axes.set_visible(False)
                 continue
             _draw(axes, chart, _PAPER)
-            axes.set_title(drawable(chart.name), fontsize=10, loc="left", parse_math=False)
+            axes.set_title(drawable(chart.name, longest=44), fontsize=10, loc="left", parse_math=False)
             axes.set_xlabel(drawable("\n".join(("generation", chart.note)), longest=90), fontsize=8, parse_math=False)
         keys = [Line2D([], [], **_style(index, _PAPER), linewidth=1.6) for index in range(len(groups))]
         names = [drawable(f"{group.letter}  {group.label} ({seeds(group)})", longest=110) for group in groups]
@@ -156,7 +156,7 @@ def _set_ticks(axes: Axes) -> None:
             return tick_labels(np.asarray(values, float))
 
     axes.yaxis.set_major_locator(MaxNLocator(5))
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(Compact())
 
