@@ -101,13 +101,15 @@ def page_of(tmp_path, *paths, **options):
 
 
 def test_one_run(tmp_path):
-    samples = [{"generation": 4, "text": "first words"}, {"generation": 11, "text": "last words"}]
+    told = ((4, "first words"), (11, "torn words"), (11, "last words"))
+    samples = [{"generation": generation, "text": text} for generation, text in told]
     page = page_of(tmp_path, make_run(tmp_path / "heron", samples=samples))
-    for told in ("heron", "toy", "finished", "12 of 12", "Abacus 9 (cpu)", "jax 0.10.2", "1 min 15 s", "3 MiB"):
-        assert told in page.text, told
+    for word in ("heron", "toy", "finished", "12 of 12", "Abacus 9 (cpu)", "jax 0.10.2", "1 min 15 s", "3 MiB"):
+        assert word in page.text, word
     names = re.findall(r"<figcaption><b>([^<]*)", page.source)
     assert names == ["loss", "fitness", "alpha", "bytes_per_second", "seconds"]
     assert page.text.index("last words") < page.text.index("1 earlier") < page.text.index("first words")
+    assert "torn words" not in page.text
     assert (
         "model.rank" in page.text and "All of summary.json" in page.text and "Settings that differ" not in page.source
     )

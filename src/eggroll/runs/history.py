@@ -231,7 +231,9 @@ def _samples(path: Path, notes: list[str]) -> tuple[Sample, ...]:
             kept = kept[::2]
     if last is not None and kept[-1] is not last:
         kept.append(last)
-    return tuple(kept[-1 : -1 - 2 * MOST_SAMPLES : -1][::-1])
+    # A resumed run may note a generation again.
+    distinct = {sample.generation: sample for sample in kept}
+    return tuple(sorted(distinct.values(), key=lambda sample: sample.generation)[-2 * MOST_SAMPLES :])
 
 
 def _changed(path: Path) -> datetime | None:
