@@ -350,5 +350,5 @@ def test_a_real_full_disk(tmp_path):
 def test_samples_are_noted(tmp_path):
     train(tmp_path / "run", Fake(), sample=lambda parameters: f"w={parameters['w']}")
     lines = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
-    assert [line["generation"] for line in lines] == [3, 6, 7]
+    assert [line["generation"] for line in lines] == [0, 3, 6, 7]
     assert lines[-1]["text"].startswith("w=")

@@ -5,6 +5,7 @@ import os
 import pty
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -38,7 +39,7 @@ def test_weights_and_biases_offline(tmp_path):
         "outcome = train(Path(sys.argv[1]), Fake(), trackers=('wandb',))\n"
         "assert outcome[2] == [], outcome[2]"
     )
-    here = str(tmp_path / "run"), os.getcwd()
+    here = str(tmp_path / "run"), str(Path.cwd())
     environment = os.environ | {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code, *here], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr

@@ -42,7 +42,9 @@ def batches(generation):
 
 
 def strategy(**settings):
-    return eggroll.EvolutionStrategy(optax.adam(0.05), **{"population_size": 32, "sigma": 0.1} | settings)
+    return eggroll.EvolutionStrategy(
+        optax.adam(0.05), **{"population_size": 32, "sigma": 0.1, "chunk_size": 32} | settings
+    )
 
 
 def train(path, es=None, fitness=plain, generations=GENERATIONS, **settings):
@@ -67,32 +69,34 @@ def cut(path, generation, **settings):
 
 
 CASES = {
-    "plain": {},
-    "auto chunks": {"es": lambda: strategy(population_size=64)},
-    "float16": {"frames": "float16"},
-    "ternary": {"es": lambda: strategy(shaping="antithetic_sign")},
-    "schedule": {"es": lambda: strategy(sigma=optax.linear_schedule(0.2, 0.05, 9), noise_reuse=2, group_size=8)},
-    "aux": {"fitness": with_aux, "has_aux": True},
-    "carry": {"fitness": with_carry, "carry": {"last": np.zeros(32, np.float32)}},
+    "auto chunks, all defaults": (lambda: strategy(population_size=64, chunk_size="auto"), {}),
+    "float16, aux": (strategy, {"frames": "float16", "fitness": with_aux, "has_aux": True}),
+    "ternary, schedule, groups, reuse": (
+        lambda: strategy(
+            shaping="antithetic_sign", sigma=optax.linear_schedule(0.2, 0.05, 9), noise_reuse=2, group_size=8
+        ),
+        {},
+    ),
+    "carry": (strategy, {"fitness": with_carry, "carry": {"last": np.zeros(32, np.float32)}}),
 }
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_cut_and_resumed_or_replayed_it_is_the_same_run(tmp_path, name):
-    case = dict(CASES[name])
-    es = case.pop("es", strategy)
-    whole, summary = train(tmp_path / "whole", es(), **case)
+    make, case = CASES[name]
+    es = make()
+    whole, summary = train(tmp_path / "whole", es, **case)
     assert summary["finished"] and summary["generations"] == GENERATIONS
-    cut(tmp_path / "run", 6, es=es(), **case)
-    resumed, again = train(tmp_path / "run", es(), resume=True, **case)
+    cut(tmp_path / "run", 6, es=es, **case)
+    resumed, again = train(tmp_path / "run", make() if "auto" in name else es, resume=True, **case)
     same(resumed, whole)
     assert again["resumed_at"] == 4
     journals = [(tmp_path / run / "journal.egg").read_bytes() for run in ("run", "whole")]
     assert journals[0] == journals[1]
-    replayed, found = eggroll.replay(tmp_path / "run", es(), START)
+    replayed, found = eggroll.replay(tmp_path / "run", es, START)
     same(replayed, whole)
     assert found["verified"] == [8, 9] and found["differing"] == [] and found["largest_difference"] == 0
-    early, found = eggroll.replay(tmp_path / "run" / "journal.egg", es(), START, to=4)
+    early, found = eggroll.replay(tmp_path / "run" / "journal.egg", es, START, to=4)
     assert found["generation"] == 4 == int(early.generation) and found["verified"] == []
 
 
@@ -124,7 +128,6 @@ def test_metrics_and_header(tmp_path):
         "noise": "1/popcount",
         "shaping": "z_score",
         "chunk_size": 32,
-        "noise_reuse": 1,
     }
     assert expected.items() <= header["strategy"].items()
     assert header["strategy"]["trainable"] == ["a rc popcount", "b rc popcount"]
@@ -162,19 +165,20 @@ def test_what_is_refused(tmp_path):
 
 
 def test_a_finished_run_returns_at_once_and_can_be_longer(tmp_path):
-    whole, _ = train(tmp_path / "whole", generations=12)
-    first, _ = train(tmp_path / "run")
-    said = []
-    again, summary = train(tmp_path / "run", resume=True, say=said.append)
+    es, said = strategy(), []
+    whole, _ = train(tmp_path / "whole", es, generations=12)
+    first, _ = train(tmp_path / "run", es)
+    again, summary = train(tmp_path / "run", es, resume=True, say=said.append)
     same(again, first)
     assert summary["finished"] and said == [f"the run in {tmp_path / 'run'} is finished; nothing to do"]
-    longer, _ = train(tmp_path / "run", generations=12, resume=True)
+    longer, _ = train(tmp_path / "run", es, generations=12, resume=True)
     same(longer, whole)
 
 
 def test_a_journal_of_another_machine(tmp_path):
     """There a float run is the same to rounding only: the largest difference is told. Here a difference is an error."""
-    train(tmp_path / "run")
+    es = strategy()
+    train(tmp_path / "run", es)
     path = tmp_path / "run" / "journal.egg"
 
     def forge(**environment):
@@ -187,13 +191,13 @@ def test_a_journal_of_another_machine(tmp_path):
             journal.append(records[-1].weights * np.float32(1 + 1e-6))
 
     forge()
-    refused(lambda: eggroll.replay(tmp_path / "run", strategy(), START), "the bits of the snapshot of generation 9")
+    refused(lambda: eggroll.replay(tmp_path / "run", es, START), "the bits of the snapshot of generation 9")
     forge(processor="another")
-    _, found = eggroll.replay(tmp_path / "run", strategy(), START)
+    _, found = eggroll.replay(tmp_path / "run", es, START)
     assert found["verified"] == [8] and found["differing"] == [9] and 0 < found["largest_difference"] < 1e-3
 
 
 def test_the_seed_words_are_kept(tmp_path):
-    state, _ = train(tmp_path / "run", generations=1, seed=2**40 + 7)
+    state, _ = train(tmp_path / "run", generations=0, seed=2**40 + 7)
     assert RunFolder.open(tmp_path / "run").read_json("config.json")["seed"] == 2**40 + 7
     same(state.seed, strategy().init(START, 2**40 + 7).seed)

@@ -245,7 +245,9 @@ class EvolutionStrategy:
         return self.chunk_size or self.population_size
 
     def with_chunk_size(self, chunk_size: int) -> EvolutionStrategy:
-        """The same strategy with that chunk size, such as the one that a run has recorded."""
+        """The same strategy with that chunk size, such as the one that a run has recorded; itself where it has it."""
+        if self.chunk_size == chunk_size:
+            return self
         return EvolutionStrategy(**self._arguments | {"chunk_size": chunk_size})
 
     def perturbed(self, state: State, member: int) -> Any:

@@ -236,6 +236,8 @@ def _train(loop: Loop, bar: GenerationBar, trackers: Trackers, stop: list[int]) 
     if last:
         latest = dict(job.validate(loop.state.parameters))
         loop.snapshot()
+    if job.sample is not None and loop.metrics.next_generation == 0:
+        append_sample(loop.folder, 0, job.sample(job.learner.parameters))
     while not last:
         line = loop.advance()
         first_seconds = first_seconds or line["seconds"]
