@@ -168,7 +168,8 @@ def _parse(kind: Callable[..., Any], command: str, arguments: Sequence[str], **o
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
-            return tyro.cli(kind, args=list(arguments), prog=f"eggroll {command}", **options)
+            settings = (tyro.conf.FlagCreatePairsOff,)
+            return tyro.cli(kind, args=list(arguments), prog=f"eggroll {command}", config=settings, **options)
     except SystemExit as stop:
         if not stop.code:
             raise
