@@ -14,7 +14,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import numpy as np
 
 from eggroll.runs import snapshots
@@ -162,13 +161,13 @@ class Loop:
 
 
 def restored(start: RunState, tree: dict[str, Any], what: str) -> RunState:
-    """The state in a snapshot's tree, if its leaves are like those of `start`, as JAX arrays.
+    """The state in a snapshot's tree, if its leaves are like those of `start`.
 
     Raises:
       RunError: they are not; the first that differs is named.
     """
     state: RunState = filled(start, as_arrays(tree), what)
-    return jax.tree.map(jax.numpy.asarray, state)
+    return state
 
 
 def _check_header(journal: Journal, header: dict[str, Any]) -> None:

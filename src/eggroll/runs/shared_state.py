@@ -36,4 +36,4 @@ def unpack_shared(template: Any, data: bytes | None) -> Any:
         raise JournalError(
             f"expected shared state as safetensors, got {str(error)[:200]}; the journal is damaged or forged"
         ) from None
-    return jax.tree.map(jax.numpy.asarray, filled(template, leaves, "the journal's shared state"))
+    return filled(template, leaves, "the journal's shared state")

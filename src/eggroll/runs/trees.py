@@ -44,7 +44,7 @@ def _is_key(leaf: Any) -> bool:
 
 
 def filled(template: Any, leaves: Leaves, what: str) -> Any:
-    """A tree like `template` with these leaves.
+    """A tree like `template` with these leaves, each of JAX or NumPy as it is there.
 
     Args:
       what: they are, for the complaint.
@@ -63,9 +63,10 @@ def filled(template: Any, leaves: Leaves, what: str) -> Any:
 
 
 def _like(leaf: Any, value: np.ndarray) -> Any:
-    return (
-        jax.random.wrap_key_data(jax.numpy.asarray(value), impl=jax.random.key_impl(leaf)) if _is_key(leaf) else value
-    )
+    """JAX and NumPy may round differently: what was an array of one must not come back as one of the other."""
+    if _is_key(leaf):
+        return jax.random.wrap_key_data(jax.numpy.asarray(value), impl=jax.random.key_impl(leaf))
+    return jax.numpy.asarray(value) if isinstance(leaf, jax.Array) else value
 
 
 def _described(leaf: np.ndarray | None) -> str:
