@@ -185,7 +185,7 @@ REPLAYED = ("float32", "numpy")
 
 
 class Clock(NamedTuple):
-    """Signals at a time: so many seconds after the fork, or after the first evaluation began."""
+    """Signals at a time: so many seconds after the fork, or after the second evaluation began."""
 
     seconds: float
     training: bool
@@ -198,7 +198,8 @@ class End(NamedTuple):
     status: int  # exit status, or −signal
     phase: str
     seconds: float
-    calls: dict[str, int]
+    calls: dict[str, int]  # of every point, where it came to its end
+    training: float = 0.0  # seconds from the second evaluation on, likewise
 
 
 @dataclass
@@ -227,7 +228,8 @@ class Workshop:
             self._strike(child, plan)
         status = _wait(child)
         seconds = time.perf_counter() - begun
-        return End(status, self.board.phase, seconds, json.loads(counts.read_text()) if counts.exists() else {})
+        calls, training = json.loads(counts.read_text()) if counts.exists() else ({}, 0.0)
+        return End(status, self.board.phase, seconds, calls, training)
 
     def _work(self, run: Path, kill: Kill | None, counts: Path) -> None:
         status = 99
@@ -242,7 +244,7 @@ class Workshop:
             killer = Killer(self.board, kill)
             killer.install()
             status = JOBS[self.kind](run, self.generations, self.data)
-            counts.write_text(json.dumps(killer.calls))
+            counts.write_text(json.dumps([killer.calls, time.perf_counter() - killer.compiled]))
         except KeyboardInterrupt:
             status = 130
         except BaseException:
@@ -378,16 +380,18 @@ def plans_of(number: int, first: End, random: np.random.Generator) -> list[Kill 
     """One to three ends for a run: aimed in turn at every point, at random times, or by request."""
     points = [point for point in POINTS if first.calls.get(point)]
     if number % 10 == 9:
-        after = random.uniform(0, 0.6 * first.seconds)
-        return [Clock(after, number % 20 == 9, SIGNALS[number // 10 % 3])]
+        training = number % 40 != 39
+        after = random.uniform(0, first.training if training else first.seconds - first.training)
+        return [Clock(after, training, SIGNALS[number // 10 % 3])]
     plans: list[Kill | Clock] = []
     for turn in range(random.integers(1, 4)):
         if number % 5 in (1, 3):
             training = bool(random.uniform() < 0.8)
-            plans.append(Clock(random.uniform(0, first.seconds * (0.5 if training else 0.9) / (1 + turn)), training))
+            longest = first.training if training else first.seconds - first.training
+            plans.append(Clock(random.uniform(0, longest / (1 + turn)), training))
         else:
-            point = points[number % len(points)] if turn == 0 else str(random.choice(points))
-            count = int(random.integers(1, max(2, 1 + first.calls[point] // (1 + turn))))
+            point = points[number % len(points)] if turn == 0 else str(random.choice(POINTS))
+            count = int(random.integers(1, max(2, 1 + first.calls.get(point, 0) // (1 + turn))))
             plans.append(Kill(point, count, str(random.choice(WHEN)), random.uniform()))
     return plans
 

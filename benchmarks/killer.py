@@ -27,7 +27,7 @@ LIBRARY += ("new journal", "new folder", "whole file", "loading", "tidying", "op
 POINTS = SYSTEM + LIBRARY
 """Where a kill may be aimed at."""
 WHEN = ("before", "during", "after")
-START, BETWEEN = "start-up", "between"
+START, BETWEEN = "start-up and compiling", "between"
 _LONGEST = {"evaluate": 0.02, "update": 0.01, "validate": 0.05, "snapshot": 0.06, "orbax save": 0.05, "loading": 0.05}
 _PAUSE = 0.002
 """Seconds into a call at which `during` may strike, at most."""
@@ -63,7 +63,7 @@ class Board:
 
     @property
     def training(self) -> bool:
-        """Whether a first evaluation has begun."""
+        """Whether a second evaluation has begun: all is compiled."""
         return bool(self._memory[2])
 
     @training.setter
@@ -79,10 +79,16 @@ class Board:
 
 
 class Killer:
-    """Watches the points of this process from `install` on, which is for good."""
+    """Watches the points of this process from `install` on, which is for good.
+
+    Attributes:
+      calls: of every point, so far.
+      compiled: `time.perf_counter()` when the second evaluation began.
+    """
 
     def __init__(self, board: Board, kill: Kill | None = None) -> None:
         self.board, self.kill, self.calls = board, kill, Counter[str]()
+        self.compiled = 0.0
 
     def install(self) -> None:
         """Put a watch around every point."""
@@ -151,8 +157,8 @@ class Killer:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        if point == "evaluate":
-            self.board.training = True
+        if point == "evaluate" and self.calls[point] == 2:
+            self.board.training, self.compiled = True, time.perf_counter()
         layer = int(point in SYSTEM)
         before = self.board.set(layer, 1 + POINTS.index(point))
         try:
