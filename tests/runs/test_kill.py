@@ -1,0 +1,41 @@
+"""Killed with SIGKILL and resumed, a run has the bits, the journal and the metrics of one that was never stopped.
+
+The small version of benchmarks/kill.py, at instants that are chosen; that has random ones, and many more.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "kill.py"
+INTEGER = {
+    # with a snapshot half-written; then with a frame that no snapshot has seen, and after it a torn one
+    "integer=orbax save:2:during:0.1,pwrite:3:during:0.6": ["snapshot / orbax save", "journal / pwrite"]
+}
+NUMPY = {
+    "numpy=replace:1:after": ["whole file / replace"],  # nothing is there yet
+    "numpy=replace:2:before": ["new journal / replace"],  # only the settings are
+    "numpy=pwrite:6:during:0.4,loading:1:after": ["journal / pwrite", "loading"],
+    "numpy=journal:8:after,update:2:after": ["journal", "update"],
+    "numpy=write:5:during:0.5,truncate:1:after": ["metrics line / write", "start-up and compiling / truncate"],
+    "numpy=whole file:2:before": ["whole file"],  # all but the summary is there
+    "numpy-carry=orbax save:2:during:0.1,evaluate:2:before": ["snapshot / orbax save", "evaluate"],
+    "numpy-carry=rename:3:before": ["snapshot / rename"],  # the snapshot is whole, and has no name yet
+    "numpy-carry=rename:5:after": ["snapshot / rename"],  # the oldest has no name any more, and all its files
+}
+
+
+@pytest.mark.parametrize("cases", [INTEGER, NUMPY], ids=["integer", "numpy"])
+def test_a_killed_run_ends_as_if_it_never_was(tmp_path, cases):
+    command = [sys.executable, str(SCRIPT), "--generations", "10", "--keep", str(tmp_path), "--cases", *cases]
+    quick = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    done = subprocess.run(command, env=os.environ | quick, capture_output=True, text=True, timeout=300)
+    assert done.stdout, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["wrong"] == [] and result["identical"] == len(cases)
+    died = [phase for phases in cases.values() for phase in phases]
+    assert result["died_in"] == {phase: died.count(phase) for phase in died}
