@@ -58,6 +58,7 @@ class Loop:
             stack.enter_context(folder.locked())
             self.journal = stack.enter_context(self._journal())
             check_start(self.journal.segments[0].header["start_sha256"], job.learner.parameters, str(folder.path))
+            self._settle_config()
             self.generation, self.state = self._standing()
             self.metrics = MetricsFile.open(folder.path / "metrics.jsonl", self.journal.generations)
             stack.callback(self.metrics.close)
@@ -82,6 +83,16 @@ class Loop:
         if journal.torn:
             self.say(f"{path}: cut {journal.torn:,} bytes of a torn tail after {journal.generations:,} generations")
         return journal
+
+    def _settle_config(self) -> None:
+        """A kill after a header of changed settings, before their `config.json`, leaves the old one there."""
+        recorded = self.journal.header.get("config")
+        try:
+            same = self.folder.read_json("config.json") == recorded
+        except RunError:
+            same = False
+        if not same and isinstance(recorded, dict):
+            self.folder.write_json("config.json", recorded)
 
     def _standing(self) -> tuple[int, RunState]:
         """Generation and state of the newest whole snapshot that the journal reaches; else the start."""
