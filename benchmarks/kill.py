@@ -1,7 +1,7 @@
 """Kill runs at any instant, resume them, and compare with the run that was never stopped.
 
-`python benchmarks/kill.py` does so for integer pretraining, `--float32` for an `EvolutionStrategy` with Adam (with and
-without a carry): parameters and optimiser to the bit, `journal.egg` to the byte, `metrics.jsonl` but for its times.
+`python benchmarks/kill.py` does so for integer pretraining, `--float32` for `eggroll.train` with Adam (with and without
+a carry): parameters and optimiser to the bit, `journal.egg` to the byte, `metrics.jsonl` but for its times.
 Kills are SIGKILL, aimed at the n-th call of a function of the library or the system (see `killer.py`) or at a random
 time; a few runs get SIGTERM, SIGINT or SIGINT twice instead. Each run dies one to three times.
 
@@ -38,9 +38,6 @@ from killer import POINTS, WHEN, Board, Kill, Killer
 import eggroll
 from eggroll import cli
 from eggroll.core.errors import UsageError
-from eggroll.core.estimate import descent_direction, estimate_gradient, pair_weights
-from eggroll.core.population import Setting
-from eggroll.core.population import evaluate as evaluate_members
 from eggroll.runs import loop, snapshots
 from eggroll.runs.environment import environment
 from eggroll.runs.folder import RunFolder
@@ -52,6 +49,7 @@ LIMIT = 180
 """Seconds that one process of a run may take."""
 SIGNALS = ((signal.SIGTERM,), (signal.SIGINT,), (signal.SIGINT, signal.SIGINT))
 TIMES = ("seconds", "update_seconds")
+VALIDATED = {"loss", "bits_per_byte"}
 INTERRUPTED = (130, -signal.SIGTERM, -signal.SIGINT)
 """What stop requests end in: by the loop, or by the system before it listens."""
 
@@ -72,78 +70,40 @@ def pretrain_arguments(path: Path, generations: int, data: Path) -> list[str]:
     return ["pretrain", *settings.split(), *cadence.split(), "--data", str(data), "--run-dir", str(path)]
 
 
-def library(make: Callable[[], dict[str, Any]]) -> Callable[[Path, int, Path], int]:
-    """The same for a job that is made in Python."""
-
-    def run(path: Path, generations: int, data: Path) -> int:
-        job: Job[Any] = Job(
-            name="kill",
-            config={},
-            generations=generations,
-            validate_every=VALIDATE_EVERY,
-            snapshot_every=SNAPSHOT_EVERY,
-            main_metric="loss",
-            units=("members", 32),
-            **make(),
-        )
-        resumed = (path / "config.json").exists()
-        folder = RunFolder.open(path) if resumed else RunFolder.create(path, "kill", {})
-        return loop.run(job, folder, extra={}).exit_status
-
-    return run
-
-
-def float32(*, carry: bool) -> dict[str, Any]:
-    """A float32 MLP that learns sin(3x) with `EvolutionStrategy` and Adam; the carry is a memory of each member."""
-    es = eggroll.EvolutionStrategy(optax.adam(0.02), population_size=32, sigma=0.05, chunk_size=16)
-    key = jax.random.key(0)
-    params = {"in": jax.random.normal(key, (8, 1)), "bias": jnp.zeros(8), "out": jax.random.normal(key, (1, 8)) / 3}
-    state = es.init(params)
-    plan, pairs, sigma = es.plan(params), jnp.arange(16, dtype=jnp.int32), jnp.float32(0.05)
+def float32(*, carry: bool) -> Callable[[Path, int, Path], int]:
+    """A float32 MLP that learns sin(3x) with `eggroll.train` and Adam; the carry is a memory of each member."""
 
     def loss(params: Any, x: jax.Array) -> jax.Array:
         hidden = jnp.tanh(x[:, None] @ params["in"].T + params["bias"])
         return jnp.mean((hidden @ params["out"].T - jnp.sin(3 * x)[:, None]) ** 2)
 
-    def fitness(params: Any, key: Any, *rest: Any) -> Any:
+    def fitness(params: Any, key: Any, *memory: Any) -> Any:
         score = -loss(params, jax.random.uniform(key, (16,), minval=-1.0, maxval=1.0))
-        return (score + 0.1 * rest[0], 0.9 * rest[0] + score) if carry else score
+        return (score + 0.1 * memory[0], 0.9 * memory[0] + score) if carry else score
 
-    @jax.jit
-    def members(params: Any, own: Any, generation: Any) -> Any:
-        setting = Setting(32, 32, 8)
-        more = {"seed": state.seed, "generation": generation, "sigma": sigma, "setting": setting, "carry": own}
-        found = evaluate_members(fitness, plan, params, pairs, (), **more)
-        return pair_weights(es.shaping(found.fitness)), found.fitness.mean(), found.carry
+    def run(path: Path, generations: int, data: Path) -> int:
+        key = jax.random.key(0)
+        params = {"in": jax.random.normal(key, (8, 1)), "bias": jnp.zeros(8), "out": jax.random.normal(key, (1, 8)) / 3}
+        summary = eggroll.train(
+            eggroll.EvolutionStrategy(optax.adam(0.02), population_size=32, sigma=0.05, chunk_size=16),
+            params,
+            fitness,
+            generations=generations,
+            carry=jnp.zeros(32) if carry else None,
+            validate=lambda params: {"loss": float(loss(params, jnp.linspace(-1, 1, 64)))},
+            run_dir=path,
+            resume=(path / "config.json").exists(),
+            validate_every=VALIDATE_EVERY,
+            snapshot_every=SNAPSHOT_EVERY,
+        )[1]
+        return 0 if summary["finished"] else loop.STATUS_INTERRUPTED
 
-    def evaluate(state: RunState, generation: int) -> Evaluated:
-        weights, mean, own = members(state.parameters, state.carry, np.int32(generation))
-        return Evaluated(np.asarray(weights), own, {"fitness_mean": float(mean)})
-
-    @jax.jit
-    def step(params: Any, optimizer: Any, weights: Any, generation: Any) -> Any:
-        sizes = {"population_size": 32, "chunk_pairs": 8}
-        more = {"seed": state.seed, "generation": generation, "sigma": sigma} | sizes
-        direction = descent_direction(estimate_gradient(plan, weights, pairs, **more))
-        updates, optimizer = es.optimizer.update(
-            jax.tree.unflatten(jax.tree.structure(params), direction), optimizer, params
-        )
-        return optax.apply_updates(params, updates), optimizer
-
-    def update(params: Any, optimizer: Any, weights: Any, generation: int) -> Any:
-        return *step(params, optimizer, weights, np.int32(generation)), {}
-
-    settings = {"population_size": 32, "optimizer": "adam", "sigma": 0.05, "carry": carry}
-    return {
-        "learner": Learner(state.params, optax.adam(0.02).init(state.params), update, "float32", 16, settings),
-        "evaluate": evaluate,
-        "validate": lambda params: {"loss": float(loss(params, jnp.linspace(-1, 1, 64)))},
-        "carry": jnp.zeros(32) if carry else None,
-    }
+    return run
 
 
-def plain(*, carry: bool) -> dict[str, Any]:
+def plain(*, carry: bool) -> Callable[[Path, int, Path], int]:
     """Plain NumPy, with momentum, shared state, lost members and float16 frames: for tests, quick."""
+    start, zeros = {"w": np.linspace(-1, 1, 6, dtype=np.float32)}, np.zeros(6, np.float32)
 
     def noise(generation: int) -> np.ndarray:
         return np.random.default_rng(generation).standard_normal((16, 6), np.float32)
@@ -160,22 +120,34 @@ def plain(*, carry: bool) -> dict[str, Any]:
         momentum = optimizer["m"] * np.float32(0.9) + weights.astype(np.float32) @ noise(generation) / np.float32(16)
         return {"w": parameters["w"] - np.float32(0.3) * np.sin(momentum)}, {"m": momentum}, {}
 
-    start, zeros = {"w": np.linspace(-1, 1, 6, dtype=np.float32)}, np.zeros(6, np.float32)
-    return {
-        "learner": Learner(start, {"m": zeros}, update, "float16", 16, {"population_size": 32}),
-        "evaluate": evaluate,
-        "validate": lambda parameters: {"loss": float(np.abs(parameters["w"]).sum())},
-        "carry": np.zeros(16, np.float32) if carry else None,
-        "shared": {"mean": np.zeros((), np.float32)},
-    }
+    def run(path: Path, generations: int, data: Path) -> int:
+        job: Job[Any] = Job(
+            name="kill",
+            config={},
+            learner=Learner(start, {"m": zeros}, update, "float16", 16, {"population_size": 32}),
+            evaluate=evaluate,
+            validate=lambda parameters: {"loss": float(np.abs(parameters["w"]).sum())},
+            main_metric="loss",
+            units=("members", 32),
+            generations=generations,
+            validate_every=VALIDATE_EVERY,
+            snapshot_every=SNAPSHOT_EVERY,
+            carry=np.zeros(16, np.float32) if carry else None,
+            shared={"mean": np.zeros((), np.float32)},
+        )
+        resumed = (path / "config.json").exists()
+        folder = RunFolder.open(path) if resumed else RunFolder.create(path, "kill", {})
+        return loop.run(job, folder, extra={}).exit_status
+
+    return run
 
 
 JOBS: dict[str, Callable[[Path, int, Path], int]] = {
     "integer": pretrain,
-    "float32": library(lambda: float32(carry=False)),
-    "float32-carry": library(lambda: float32(carry=True)),
-    "numpy": library(lambda: plain(carry=False)),
-    "numpy-carry": library(lambda: plain(carry=True)),
+    "float32": float32(carry=False),
+    "float32-carry": float32(carry=True),
+    "numpy": plain(carry=False),
+    "numpy-carry": plain(carry=True),
 }
 REPLAYED = ("float32", "numpy")
 """Jobs without a carry: generations after the newest snapshot are replayed, and lack what only an evaluation tells."""
@@ -321,11 +293,10 @@ def differences(reference: Path, run: Path, *, replayed: bool, stopped: bool) ->
         found.append(f"metrics: generations {[line['generation'] for line in others]}")
     for line, other in zip(lines, others, strict=False):
         again = replayed and other.pop("replayed", False)
-        less = {key for key in line if key.startswith("fitness") or key == "tied_pairs"} if again else set()
-        more = {"loss", "bits_per_byte"} if stopped else set()
-        if {key: value for key, value in line.items() if key not in less and key in (other | line)} != {
-            key: value for key, value in other.items() if key in line or key not in more
-        }:
+        may_lack = line.keys() - VALIDATED if again else set()
+        may_add = VALIDATED - line.keys() if stopped else set()
+        others_own = {key: value for key, value in other.items() if key not in may_add}
+        if others_own != {key: value for key, value in line.items() if key in other or key not in may_lack}:
             found.append(f"metrics: {other}, expected {line}")
     return found
 
