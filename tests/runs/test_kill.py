@@ -11,6 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from eggroll.runs import loop, snapshots
+from eggroll.runs.folder import RunFolder
+from tests.runs.fake import Fake
+
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "kill.py"
 INTEGER = {
     # with a snapshot half-written; then with a frame that no snapshot has seen, and after it a torn one
@@ -39,3 +43,21 @@ def test_a_killed_run_ends_as_if_it_never_was(tmp_path, cases):
     assert result["wrong"] == [] and result["identical"] == len(cases)
     died = [phase for phases in cases.values() for phase in phases]
     assert result["died_in"] == {phase: died.count(phase) for phase in died}
+
+
+class Noisy(Fake):
+    """Evaluates otherwise each time, as a measurement does."""
+
+    def weights(self, generation, salt):
+        return super().weights(generation, salt + 1 - self.at)
+
+
+def test_a_snapshot_beyond_a_journal_that_lost_its_end_goes(tmp_path):
+    """Its weights are not those that the run comes to when it makes these generations again."""
+    folder = RunFolder.create(tmp_path / "run", "fake", {})
+    loop.run(Noisy(carries=False, at=-1).job(generations=6), folder, extra={})
+    folder.journal.write_bytes(folder.journal.read_bytes()[:-30])
+    said = []
+    outcome = loop.run(Noisy(carries=False, at=-2).job(generations=6), folder, extra={}, say=said.append)
+    assert outcome.summary["resumed_at"] == 4 and "removed the snapshot of generation 6" in "".join(said)
+    assert snapshots.load(folder, 6)[1]["parameters"]["w"] == outcome.state.parameters["w"]

@@ -100,7 +100,8 @@ class Loop:
         start = self.job.start()
         for generation in reversed(snapshots.generations(self.folder)):
             if generation > self.journal.generations:
-                self.say(f"passed over the snapshot of generation {generation}, which the journal does not reach")
+                snapshots.remove(self.folder, generation)  # these generations may come out otherwise
+                self.say(f"removed the snapshot of generation {generation}, which the journal does not reach")
                 continue
             try:
                 tree = snapshots.load(self.folder, generation)[1]

@@ -188,6 +188,15 @@ def _remove(path: Path) -> None:
         shutil.rmtree(doomed)
 
 
+def remove(folder: RunFolder, generation: int) -> None:
+    """Remove the snapshot of a generation.
+
+    Raises:
+      RunError: the folder cannot be written.
+    """
+    _remove(_path(folder, generation))
+
+
 def tidy(folder: RunFolder) -> None:
     """Remove what a kill left unfinished."""
     if folder.snapshots.is_dir():
