@@ -13,6 +13,7 @@ import pytest
 
 from eggroll.runs import loop, snapshots
 from eggroll.runs.folder import RunFolder
+from eggroll.runs.resume import change_settings, recorded_config
 from tests.runs.fake import Fake
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "kill.py"
@@ -61,3 +62,21 @@ def test_a_snapshot_beyond_a_journal_that_lost_its_end_goes(tmp_path):
     outcome = loop.run(Noisy(carries=False, at=-2).job(generations=6), folder, extra={}, say=said.append)
     assert outcome.summary["resumed_at"] == 4 and "removed the snapshot of generation 6" in "".join(said)
     assert snapshots.load(folder, 6)[1]["parameters"]["w"] == outcome.state.parameters["w"]
+
+
+def test_a_kill_between_changed_settings_and_their_config_json(tmp_path, monkeypatch):
+    """The journal has the new ones; whoever goes on puts them into the folder."""
+    folder, fake = RunFolder.create(tmp_path / "run", "fake", {"steps": 4}), Fake()
+    old, new = (fake.job(generations=n, config={"steps": n}) for n in (4, 6))
+    loop.run(old, folder, extra={})
+
+    def killed(own, name, value):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "write_json", killed)
+        with pytest.raises(KeyboardInterrupt):
+            change_settings(old, new, folder, say=print)
+    assert recorded_config(folder) == {"steps": 6} and folder.read_json("config.json") == {"steps": 4}
+    loop.run(new, folder, extra={})
+    assert folder.read_json("config.json") == {"steps": 6}
