@@ -101,7 +101,8 @@ class Loop:
         for generation in reversed(snapshots.generations(self.folder)):
             if generation > self.journal.generations:
                 snapshots.remove(self.folder, generation)  # these generations may come out otherwise
-                self.say(f"removed the snapshot of generation {generation}, which the journal does not reach")
+                why = "which the journal does not reach, and removed it"
+                self.say(f"passed over the snapshot of generation {generation}, {why}")
                 continue
             try:
                 tree = snapshots.load(self.folder, generation)[1]
