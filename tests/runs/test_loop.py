@@ -254,7 +254,7 @@ def test_a_journal_damaged_in_the_middle(tmp_path):
     data[at] ^= 1
     folder.journal.write_bytes(data)
     said = train(tmp_path / "run", Fake())[2]
-    assert any("passed over the snapshot of generation 6" in line for line in said)
+    assert any("does not reach the snapshot of generation 6" in line for line in said)
     assert (folder.path / "journal.egg.tail-3").stat().st_size > 0
     assert end_of(folder) == end_of(whole)
 

@@ -100,9 +100,8 @@ class Loop:
         start = self.job.start()
         for generation in reversed(snapshots.generations(self.folder)):
             if generation > self.journal.generations:
-                snapshots.remove(self.folder, generation)  # these generations may come out otherwise
-                why = "which the journal does not reach, and removed it"
-                self.say(f"passed over the snapshot of generation {generation}, {why}")
+                aside = snapshots.set_aside(self.folder, generation)  # these generations may come out otherwise
+                self.say(f"the journal does not reach the snapshot of generation {generation}, which is now {aside}")
                 continue
             try:
                 tree = snapshots.load(self.folder, generation)[1]

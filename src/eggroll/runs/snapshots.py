@@ -188,13 +188,17 @@ def _remove(path: Path) -> None:
         shutil.rmtree(doomed)
 
 
-def remove(folder: RunFolder, generation: int) -> None:
-    """Remove the snapshot of a generation.
+def set_aside(folder: RunFolder, generation: int) -> Path:
+    """Rename the snapshot of a generation so that it counts no more; returns where it lies now.
 
     Raises:
       RunError: the folder cannot be written.
     """
-    _remove(_path(folder, generation))
+    path = _path(folder, generation)
+    aside = path.with_name(f"{path.name}.aside")
+    with writing(path):
+        shutil.rmtree(aside, ignore_errors=True)
+        return path.rename(aside)
 
 
 def tidy(folder: RunFolder) -> None:
