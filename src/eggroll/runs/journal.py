@@ -31,6 +31,7 @@ from eggroll.runs.frames import (
     Frame,
     JournalError,
     Kind,
+    check_payload,
     decode_weights,
     encode_weights,
     is_whole,
@@ -41,8 +42,8 @@ from eggroll.runs.frames import (
 MAGIC = b"EGGROLL\x01"
 HEADER_LIMIT = 4 * 2**20
 """Most bytes of a header: JSON of that size stays below 256 MiB in memory."""
-WEIGHTS_LIMIT = 2**26
-"""Most weights of a generation."""
+WEIGHTS_LIMIT = 2**24
+"""Most weights of a generation: about as many as a frame of float32 holds."""
 _PIECE = 2**20
 
 
@@ -131,17 +132,24 @@ class Journal:
             got = f"version {magic[-1]}" if known and len(magic) == len(MAGIC) else f"{magic!r}"
             raise JournalError(f"expected a journal of version {MAGIC[-1]}, got {got} in {self.path}; use another file")
         whole = self._end
-        while (data := self._next(size)) is not None:
-            frame = unpack(data)
-            self._note(frame)
-            self._end += len(data)
-            self._largest = max(self._largest, len(data))
-            if frame.kind is not Kind.SHARED:  # alone it is half a generation
+        while (kind := self._take(size)) is not None:
+            if kind is not Kind.SHARED:  # alone it is half a generation
                 whole = self._end
         self._end, self.torn = whole, size - whole
         self._shared.pop(self.generations, None)
         if not self.segments:
             raise JournalError(f"expected a header in {self.path}, got none that is whole; use another file")
+
+    def _take(self, size: int) -> Kind | None:
+        """Take the next frame into the index and return its kind; None where it is short or fails its crc."""
+        data = self._next(size)
+        if data is None:
+            return None
+        frame = unpack(data)
+        self._note(frame)
+        self._end += len(data)
+        self._largest = max(self._largest, len(data))
+        return frame.kind
 
     def _next(self, size: int) -> bytes | None:
         """The next frame, or None where it is short or fails its crc."""
@@ -156,7 +164,7 @@ class Journal:
                 f"expected frames of at most {FRAME_LIMIT:,} bytes, got {length:,} in {self.path}; "
                 "the journal is damaged or forged"
             )
-        data = prefix + self._read(length, self._end + LENGTH.size)
+        data = self._read(LENGTH.size + length, self._end)
         return data if is_whole(data) else None
 
     def _note(self, frame: Frame) -> None:
@@ -180,7 +188,7 @@ class Journal:
                 f"expected {segment.kind.name.lower()} frames as the header says, got {frame.kind.name.lower()} in "
                 f"generation {frame.generation}; the journal is damaged or forged"
             )
-        decode_weights(frame.kind, frame.payload, segment.weights)
+        check_payload(frame.kind, frame.payload, segment.weights)
         if frame.lost and frame.lost[-1] >= 2 * segment.weights:
             raise JournalError(
                 f"expected lost members below {2 * segment.weights}, got {frame.lost[-1]}; "
@@ -226,15 +234,15 @@ class Journal:
             raise JournalError(
                 f"expected a generation in [0, {self.generations}) of {self.path}, got {generation}; choose another"
             )
-        frame, segment = self._frame_at(self._weights[generation]), self.segment_of(generation)
-        weights = decode_weights(frame.kind, frame.payload, segment.weights)
         at = self._shared.get(generation)
-        return Record(weights, frame.lost, None if at is None else self._frame_at(at).payload)
+        shared = None if at is None else self._frame_at(at).payload
+        frame, segment = self._frame_at(self._weights[generation]), self.segment_of(generation)
+        return Record(decode_weights(frame.kind, frame.payload, segment.weights), frame.lost, shared)
 
     def _frame_at(self, offset: int) -> Frame:
         prefix = self._read(LENGTH.size, offset)
         length = LENGTH.unpack(prefix)[0] if len(prefix) == LENGTH.size else 0
-        data = prefix + self._read(min(length, FRAME_LIMIT), offset + LENGTH.size)
+        data = self._read(LENGTH.size + min(length, FRAME_LIMIT), offset)
         if not is_whole(data):
             raise JournalError(f"expected the journal {self.path} as it was opened, got another; do not change it")
         return unpack(data)
