@@ -27,6 +27,10 @@ _WORDS = (  # noqa: SIM905 (a list would take 50 lines)
 ).split()
 
 
+JSON_LIMIT = 4 * 2**20
+"""Most bytes of JSON to parse: it then stays below 256 MiB in memory, whatever it says."""
+
+
 class RunError(UsageError):
     """A run folder cannot be used; one line: what was expected, what was got, how to mend it."""
 

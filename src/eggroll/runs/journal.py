@@ -16,13 +16,14 @@ import contextlib
 import json
 import os
 from array import array
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from eggroll.runs.folder import replace_file, writing
+from eggroll.runs.folder import JSON_LIMIT, replace_file, writing
 from eggroll.runs.frames import (
     FRAME_LIMIT,
     LENGTH,
@@ -40,8 +41,8 @@ from eggroll.runs.frames import (
 )
 
 MAGIC = b"EGGROLL\x01"
-HEADER_LIMIT = 4 * 2**20
-"""Most bytes of a header: JSON of that size stays below 256 MiB in memory."""
+HEADER_LIMIT = JSON_LIMIT
+"""Most bytes of all headers of a journal together."""
 WEIGHTS_LIMIT = 2**24
 """Most weights of a generation: about as many as a frame of float32 holds."""
 _PIECE = 2**20
@@ -79,7 +80,7 @@ class Journal:
         self.segments: list[Segment] = []
         self._weights = array("Q")  # offset of each generation's weights
         self._shared: dict[int, int] = {}
-        self._end, self._largest, self.torn = len(MAGIC), 0, 0
+        self._end, self._largest, self._headers, self.torn = len(MAGIC), 0, 0, 0
 
     # ── opening ──
 
@@ -174,12 +175,26 @@ class Journal:
             got = f"a {frame.kind.name.lower()} frame of generation {frame.generation}"
             raise JournalError(f"expected {expected} next, got {got} in {self.path}; the journal is damaged or forged")
         if frame.kind is Kind.HEADER:
-            self.segments.append(_segment(frame, _parse_header(frame.payload)))
+            self._check_headers(frame)
+            self._add(_segment(frame, _parse_header(frame.payload)), frame)
         elif frame.kind is Kind.SHARED:
             self._shared[frame.generation] = self._end
         else:
             self._check_weights(frame)
             self._weights.append(self._end)
+
+    def _check_headers(self, frame: Frame) -> None:
+        """Before this one is parsed; all stay in memory."""
+        size = self._headers + len(frame.payload)
+        if size > HEADER_LIMIT:
+            raise JournalError(
+                f"expected headers of at most {HEADER_LIMIT:,} bytes together, got {size:,} in {self.path}; "
+                "use another journal"
+            )
+
+    def _add(self, segment: Segment, frame: Frame) -> None:
+        self.segments.append(segment)
+        self._headers += len(frame.payload)
 
     def _check_weights(self, frame: Frame) -> None:
         segment = self.segments[-1]
@@ -222,7 +237,7 @@ class Journal:
 
     def segment_of(self, generation: int) -> Segment:
         """The header that holds for a generation."""
-        return next(s for s in reversed(self.segments) if s.generation <= generation)
+        return self.segments[bisect_right(self.segments, generation, key=lambda s: s.generation) - 1]
 
     def record(self, generation: int) -> Record:
         """What it holds of a generation.
@@ -292,8 +307,9 @@ class Journal:
         """
         frame = _header_frame(header, self.generations)
         segment = _segment(frame, header)
+        self._check_headers(frame)
         self._write(pack(frame))
-        self.segments.append(segment)
+        self._add(segment, frame)
 
     def _write(self, data: bytes, *, sync: bool = True) -> None:
         try:
@@ -343,10 +359,6 @@ def _header_frame(header: dict[str, Any], generation: int) -> Frame:
 
 
 def _parse_header(payload: bytes) -> dict[str, Any]:
-    if len(payload) > HEADER_LIMIT:
-        raise JournalError(
-            f"expected a header of at most {HEADER_LIMIT:,} bytes, got {len(payload):,}; the journal is forged"
-        )
     try:
         header = json.loads(payload)
     except (ValueError, RecursionError) as error:
