@@ -170,8 +170,12 @@ class Journal:
 
     def _note(self, frame: Frame) -> None:
         """Take a frame into the index, if it is one that may come next."""
-        if frame.generation != self.generations or (frame.kind is not Kind.HEADER and not self.segments):
-            expected = f"generation {self.generations}" if self.segments else "a header"
+        expected, fits = f"generation {self.generations}", True
+        if not self.segments:
+            expected, fits = "a header", frame.kind is Kind.HEADER
+        elif self.generations in self._shared:
+            expected, fits = f"weights of {expected}", frame.kind not in (Kind.HEADER, Kind.SHARED)
+        if frame.generation != self.generations or not fits:
             got = f"a {frame.kind.name.lower()} frame of generation {frame.generation}"
             raise JournalError(f"expected {expected} next, got {got} in {self.path}; the journal is damaged or forged")
         if frame.kind is Kind.HEADER:
