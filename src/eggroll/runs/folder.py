@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import json
 import os
+import reprlib
 import secrets
 import shutil
 import socket
@@ -48,6 +49,19 @@ def writing(path: Path) -> Iterator[None]:
         raise RunError(
             f"expected to write {path}, got {error.strerror or error}; mend that, then go on with --resume"
         ) from None
+
+
+def shown(value: object) -> str:
+    """A value from a file, for a complaint: printable, short, however deep or long it is."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxlong = short.maxother = 80
+    return short.repr(value)[:120]
+
+
+def reason(error: BaseException) -> str:
+    """What an exception says, for a complaint: printable, on one line."""
+    line = " ".join(str(error).split())[:200]
+    return "".join(c if c.isprintable() else "?" for c in line) or type(error).__name__
 
 
 def replace_file(path: Path, pieces: Iterable[bytes]) -> None:
@@ -195,9 +209,8 @@ class RunFolder:
         try:
             value = json.loads((self.path / name).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
-            reason = " ".join(str(error).split())[:200]
             raise RunError(
-                f"expected a readable {name} in {self.path}, got {reason}; give the folder of a run"
+                f"expected a readable {name} in {self.path}, got {reason(error)}; give the folder of a run"
             ) from None
         if not isinstance(value, dict):
             raise RunError(f"expected an object in {self.path / name}, got {type(value).__name__}; the file is damaged")

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from eggroll.runs.folder import JSON_LIMIT, replace_file, writing
+from eggroll.runs.folder import JSON_LIMIT, reason, replace_file, shown, writing
 from eggroll.runs.frames import (
     FRAME_LIMIT,
     LENGTH,
@@ -366,7 +366,7 @@ def _parse_header(payload: bytes) -> dict[str, Any]:
     try:
         header = json.loads(payload)
     except (ValueError, RecursionError) as error:
-        raise JournalError(f"expected a header in JSON, got {str(error)[:200]}; the journal is forged") from None
+        raise JournalError(f"expected a header in JSON, got {reason(error)}; the journal is forged") from None
     if not isinstance(header, dict):
         raise JournalError(f"expected a header that is an object, got {type(header).__name__}; the journal is forged")
     return header
@@ -375,9 +375,9 @@ def _parse_header(payload: bytes) -> dict[str, Any]:
 def _segment(frame: Frame, header: dict[str, Any]) -> Segment:
     name, count = header.get("frames"), header.get("weights")
     if not isinstance(name, str) or name not in WEIGHTS:
-        raise JournalError(f"expected frames among {', '.join(WEIGHTS)} in the header, got {str(name)[:80]!r}; mend it")
+        raise JournalError(f"expected frames among {', '.join(WEIGHTS)} in the header, got {shown(name)}; mend it")
     if not isinstance(count, int) or isinstance(count, bool) or not 0 < count <= WEIGHTS_LIMIT:
         raise JournalError(
-            f"expected 1 to {WEIGHTS_LIMIT:,} weights a generation in the header, got {str(count)[:80]}; mend it"
+            f"expected 1 to {WEIGHTS_LIMIT:,} weights a generation in the header, got {shown(count)}; mend it"
         )
     return Segment(frame.generation, header, WEIGHTS[name], count)

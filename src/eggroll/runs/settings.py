@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from eggroll.core.errors import UsageError
-from eggroll.runs.folder import RunError
+from eggroll.runs.folder import RunError, shown
 
 T = TypeVar("T")
 NOT_RECORDED = ("run_dir", "resume", "on_change")
@@ -82,8 +82,9 @@ def from_json(kind: type[T], values: dict[str, Any], what: str) -> T:
             value = values[field.name]
             value = tuple(value) if isinstance(value, list) else value
             if not _fits(value, hints[field.name]):
-                got = repr(value)[:80]
-                raise RunError(f"expected {field.name} as {field.type} in {what}, got {got}; the file is damaged")
+                raise RunError(
+                    f"expected {field.name} as {field.type} in {what}, got {shown(value)}; the file is damaged"
+                )
             given[field.name] = float(value) if isinstance(value, int) and hints[field.name] is float else value
     return kind(**given)
 

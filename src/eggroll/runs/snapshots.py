@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from eggroll.runs.folder import RunError, RunFolder, replace_file, sync_folder, writing
+from eggroll.runs.folder import RunError, RunFolder, reason, replace_file, sync_folder, writing
 from eggroll.runs.trees import as_arrays, nested
 
 MANIFEST = "MANIFEST.json"
@@ -64,8 +64,8 @@ def _write(path: Path, tree: dict[str, Any]) -> None:
             checkpointer.save(path, tree)
         return
     except Exception as error:  # a full disk raises nearly anything
-        reason = _reason(error)
-    raise RunError(f"expected to write a snapshot in {path.parent}, got {reason}; mend that, then go on with --resume")
+        why = reason(error)
+    raise RunError(f"expected to write a snapshot in {path.parent}, got {why}; mend that, then go on with --resume")
 
 
 def load(folder: RunFolder, generation: int | None = None, *, only: str | None = None) -> tuple[int, dict[str, Any]]:
@@ -93,9 +93,9 @@ def read(path: Path, *, only: str | None = None) -> dict[str, Any]:
         try:
             return _restore(path.absolute(), only)
         except Exception as error:  # a damaged checkpoint raises nearly anything
-            reason = _reason(error)
+            why = reason(error)
         gc.collect()  # asyncio logs the failure of a task when it is collected
-    raise RunError(f"expected a readable snapshot {path}, got {reason}; use another one")
+    raise RunError(f"expected a readable snapshot {path}, got {why}; use another one")
 
 
 def _restore(path: Path, only: str | None) -> dict[str, Any]:
@@ -154,14 +154,10 @@ def _check_manifest(path: Path) -> None:
         same = isinstance(written, dict) and {name: entry[0] for name, entry in written.items()} == sizes
         if same and written == _hashes(path):
             return
-        reason = "files that differ from its manifest"
+        why = "files that differ from its manifest"
     except (OSError, ValueError, RecursionError, TypeError, LookupError) as error:
-        reason = _reason(error)
-    raise RunError(f"expected a whole snapshot {path}, got {reason}; use another one")
-
-
-def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+        why = reason(error)
+    raise RunError(f"expected a whole snapshot {path}, got {why}; use another one")
 
 
 @contextmanager
