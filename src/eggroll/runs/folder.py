@@ -204,10 +204,14 @@ class RunFolder:
         """Read a JSON object of the run.
 
         Raises:
-          RunError: the file is missing or is no JSON object.
+          RunError: the file is missing, too long, or no JSON object.
         """
         try:
-            value = json.loads((self.path / name).read_text(encoding="utf-8"))
+            with (self.path / name).open("rb") as file:
+                data = file.read(JSON_LIMIT + 1)
+            if len(data) > JSON_LIMIT:
+                raise ValueError(f"more than {JSON_LIMIT:,} bytes")
+            value = json.loads(data.decode("utf-8"))
         except (OSError, ValueError, RecursionError) as error:
             raise RunError(
                 f"expected a readable {name} in {self.path}, got {reason(error)}; give the folder of a run"
