@@ -19,11 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from eggroll.runs.folder import RunError, RunFolder, reason, replace_file, sync_folder, writing
+from eggroll.runs.folder import JSON_LIMIT, RunError, RunFolder, reason, replace_file, sync_folder, writing
 from eggroll.runs.trees import as_arrays, nested
 
 MANIFEST = "MANIFEST.json"
-_MANIFEST_LIMIT = 2**24
 SIZE_LIMIT = (64 * 2**20, 10_000)
 """A snapshot may declare arrays of so many bytes, or so many times its bytes on the disk where that is more: zeros
 compress well, a forged size does not."""
@@ -147,8 +146,8 @@ def _hashes(path: Path) -> dict[str, list[Any]]:
 def _check_manifest(path: Path) -> None:
     """Refuse a snapshot that is not as it was written, before anything parses it."""
     try:
-        if (path / MANIFEST).stat().st_size > _MANIFEST_LIMIT:
-            raise ValueError(f"a {MANIFEST} of more than {_MANIFEST_LIMIT:,} bytes")
+        if (path / MANIFEST).stat().st_size > JSON_LIMIT:
+            raise ValueError(f"a {MANIFEST} of more than {JSON_LIMIT:,} bytes")
         written = json.loads((path / MANIFEST).read_bytes())
         sizes = {file.relative_to(path).as_posix(): file.stat().st_size for file in _files(path)}
         same = isinstance(written, dict) and {name: entry[0] for name, entry in written.items()} == sizes
