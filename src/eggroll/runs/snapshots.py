@@ -19,13 +19,15 @@ from typing import Any
 
 import numpy as np
 
-from eggroll.runs.folder import JSON_LIMIT, RunError, RunFolder, reason, replace_file, sync_folder, writing
+from eggroll.runs.folder import JSON_LIMIT, RunError, RunFolder, reason, replace_file, shown, sync_folder, writing
 from eggroll.runs.trees import as_arrays, nested
 
 MANIFEST = "MANIFEST.json"
 SIZE_LIMIT = (64 * 2**20, 10_000)
 """A snapshot may declare arrays of so many bytes, or so many times its bytes on the disk where that is more: zeros
 compress well, a forged size does not."""
+CHUNK_LIMIT = 4096
+"""Most chunks of an array; `save` writes it as one."""
 
 
 def save(folder: RunFolder, generation: int, tree: dict[str, Any], *, keep: int) -> None:
@@ -127,6 +129,15 @@ def _check_size(tree: Any, path: Path) -> None:
     least, times = SIZE_LIMIT
     if declared > max(least, times * held):
         raise ValueError(f"arrays of {declared:,} bytes in {held:,} on the disk")
+    for leaf in jax.tree.leaves(tree):
+        _check_chunks(leaf.shape, leaf.storage.chunk_shape)
+
+
+def _check_chunks(shape: tuple[int, ...], chunks: tuple[int, ...]) -> None:
+    """Before tensorstore makes room for them, which where there is none ends the process."""
+    fit = len(chunks) == len(shape) and all(0 < chunk <= max(size, 1) for size, chunk in zip(shape, chunks, strict=True))
+    if not fit or math.prod(-(-size // chunk) for size, chunk in zip(shape, chunks, strict=True)) > CHUNK_LIMIT:
+        raise ValueError(f"chunks of shape {shown(chunks)} in an array of shape {shown(shape)}")
 
 
 def _files(path: Path) -> list[Path]:
