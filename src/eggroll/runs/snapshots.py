@@ -12,6 +12,7 @@ import json
 import logging
 import math
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -141,7 +142,22 @@ def _check_chunks(shape: tuple[int, ...], chunks: tuple[int, ...]) -> None:
 
 
 def _files(path: Path) -> list[Path]:
-    return sorted(file for file in path.rglob("*") if not file.is_dir() and file.name != MANIFEST)
+    """All but the manifest, sorted.
+
+    Raises:
+      ValueError: one is no plain file (a pipe would be waited for, a link leads elsewhere), or JSON of more than the
+        limit.
+    """
+    found = sorted(file for file in path.rglob("*") if file.name != MANIFEST)
+    status = {file: file.lstat() for file in found}
+    files = [file for file in found if not stat.S_ISDIR(status[file].st_mode)]
+    for file in files:
+        name = file.relative_to(path).as_posix()
+        if not stat.S_ISREG(status[file].st_mode):
+            raise ValueError(f"{shown(name)}, which is no plain file")
+        if name.startswith(("_", "array_metadatas/")) and status[file].st_size > JSON_LIMIT:
+            raise ValueError(f"{shown(name)} of more than {JSON_LIMIT:,} bytes")
+    return files
 
 
 def _hashes(path: Path) -> dict[str, list[Any]]:
