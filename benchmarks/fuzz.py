@@ -35,8 +35,10 @@ except ImportError:
     atheris = None
 
 GUIDED = "--guided" in sys.argv
-with atheris.instrument_imports(include=["eggroll.runs", "eggroll.pretrain.config"]) if GUIDED else (
-    contextlib.nullcontext()
+with (
+    atheris.instrument_imports(include=["eggroll.runs", "eggroll.pretrain.config"])
+    if GUIDED
+    else (contextlib.nullcontext())
 ):
     import numpy as np
     import safetensors.numpy
@@ -53,7 +55,7 @@ with atheris.instrument_imports(include=["eggroll.runs", "eggroll.pretrain.confi
     from eggroll.runs.trees import filled
     from eggroll.runs.weights import load_parameters
 
-INPUTS = {"journal": 60_000, "settings": 40_000, "metrics": 15_000, "safetensors": 15_000, "snapshots": 3_000}
+INPUTS = {"journal": 50_000, "settings": 40_000, "metrics": 8_000, "safetensors": 10_000, "snapshots": 2_000}
 SLOWEST = 1.0
 """Seconds that an input may take; those made by hand, which are large, ten times as long."""
 GROWTH = 256
@@ -343,7 +345,9 @@ def large_journals() -> Iterator[bytes]:
     dear = dear_json(HEADER_LIMIT - 1000)
     yield journal("ternary", 10, more=dear)
     yield journal("ternary", 10, *[pack(Frame(Kind.HEADER, 0, json.dumps(header("ternary", 10)).encode()))] * 50_000)
-    yield journal("ternary", 10, *[pack(Frame(Kind.HEADER, 0, json.dumps(header("ternary", 10) | {"more": dear}).encode()))] * 20)
+    yield journal(
+        "ternary", 10, *[pack(Frame(Kind.HEADER, 0, json.dumps(header("ternary", 10) | {"more": dear}).encode()))] * 20
+    )
     most = (FRAME_LIMIT - SMALLEST) // 4
     for name, kind, size, count in (("float32", 3, 4, most), ("float16", 2, 2, 2 * most), ("float16", 2, 2, 2**24)):
         yield journal(name, count, *[pack(Frame(Kind(kind), g, bytes(size * count))) for g in range(2)])
@@ -355,7 +359,9 @@ def large_journals() -> Iterator[bytes]:
     shared = pack(Frame(Kind.SHARED, 0, bytes(FRAME_LIMIT - SMALLEST)))
     yield journal("float32", most, shared, pack(Frame(Kind.FLOAT32, 0, bytes(4 * most))))
     yield journal("ternary", 10, shared, shared, pack(Frame(Kind.TERNARY, 0, b"yy")))
-    yield journal("ternary", 10, pack(Frame(Kind.SHARED, 0, many_tensors(FRAME_LIMIT - 100))), pack(Frame(Kind.TERNARY, 0, b"yy")))
+    yield journal(
+        "ternary", 10, pack(Frame(Kind.SHARED, 0, many_tensors(FRAME_LIMIT - 100))), pack(Frame(Kind.TERNARY, 0, b"yy"))
+    )
     yield journal("ternary", 1, *[pack(Frame(Kind.TERNARY, g, b"y")) for g in range(20_000)])
     yield journal("ternary", 10) + struct.pack("<I", FRAME_LIMIT + 1) + bytes(FRAME_LIMIT + 9)
 
@@ -594,7 +600,9 @@ def mutate_snapshot(path: Path, rng: random.Random) -> None:
         file.write_bytes(changed_json(json.loads(file.read_bytes()), rng))
         return
     if kind == 2:
-        rng.choice((Path.unlink, lambda old: old.rename(old.with_name("other")), lambda old: old.write_bytes(b"")))(file)
+        rng.choice((Path.unlink, lambda old: old.rename(old.with_name("other")), lambda old: old.write_bytes(b"")))(
+            file
+        )
     elif kind == 3:
         file.write_bytes(mutated(file.read_bytes(), rng))
     elif kind in (4, 5):
@@ -712,7 +720,9 @@ def guided(name: str, seconds: int, corpus: Path) -> None:
 def fuzz_guided(seconds: int) -> dict[str, Any]:
     """Journals, then settings: executions, and how the process ended."""
     if atheris is None:
-        raise SystemExit("expected atheris for --atheris, got none installed; pip install atheris (Python 3.11 to 3.13)")
+        raise SystemExit(
+            "expected atheris for --atheris, got none installed; pip install atheris (Python 3.11 to 3.13)"
+        )
     found = {}
     for name in ("journal", "settings"):
         with tempfile.TemporaryDirectory() as corpus:

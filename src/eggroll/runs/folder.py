@@ -7,6 +7,7 @@ line per generation. Nothing that exists is overwritten.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -14,6 +15,7 @@ import reprlib
 import secrets
 import shutil
 import socket
+import stat
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -49,6 +51,19 @@ def writing(path: Path) -> Iterator[None]:
         raise RunError(
             f"expected to write {path}, got {error.strerror or error}; mend that, then go on with --resume"
         ) from None
+
+
+def open_plain(path: str | Path, flags: int) -> int:
+    """`os.open` of a plain file; an opener for `open`.
+
+    Raises:
+      OSError: it cannot be opened, or is something else, such as a pipe, which would be waited for.
+    """
+    file = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK)
+    if stat.S_ISREG(os.fstat(file).st_mode):
+        return file
+    os.close(file)
+    raise OSError(errno.EINVAL, "no plain file")
 
 
 def shown(value: object) -> str:
@@ -207,7 +222,7 @@ class RunFolder:
           RunError: the file is missing, too long, or no JSON object.
         """
         try:
-            with (self.path / name).open("rb") as file:
+            with open(self.path / name, "rb", opener=open_plain) as file:
                 data = file.read(JSON_LIMIT + 1)
             if len(data) > JSON_LIMIT:
                 raise ValueError(f"more than {JSON_LIMIT:,} bytes")

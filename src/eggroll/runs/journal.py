@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from eggroll.runs.folder import JSON_LIMIT, reason, replace_file, shown, writing
+from eggroll.runs.folder import JSON_LIMIT, open_plain, reason, replace_file, shown, writing
 from eggroll.runs.frames import (
     FRAME_LIMIT,
     LENGTH,
@@ -109,7 +109,7 @@ class Journal:
           JournalError: there is none, it is of another version, or a whole frame is wrong.
         """
         try:
-            file = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
+            file = open_plain(path, os.O_RDWR if writable else os.O_RDONLY)
         except OSError as error:
             raise JournalError(
                 f"expected a journal that can be {'written' if writable else 'read'}, got {path}: {error.strerror}; "

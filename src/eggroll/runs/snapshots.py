@@ -136,7 +136,9 @@ def _check_size(tree: Any, path: Path) -> None:
 
 def _check_chunks(shape: tuple[int, ...], chunks: tuple[int, ...]) -> None:
     """Before tensorstore makes room for them, which where there is none ends the process."""
-    fit = len(chunks) == len(shape) and all(0 < chunk <= max(size, 1) for size, chunk in zip(shape, chunks, strict=True))
+    fit = len(chunks) == len(shape) and all(
+        0 < chunk <= max(size, 1) for size, chunk in zip(shape, chunks, strict=True)
+    )
     if not fit or math.prod(-(-size // chunk) for size, chunk in zip(shape, chunks, strict=True)) > CHUNK_LIMIT:
         raise ValueError(f"chunks of shape {shown(chunks)} in an array of shape {shown(shape)}")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from eggroll.runs.folder import RunError, reason
+from eggroll.runs.folder import RunError, open_plain, reason
 from eggroll.runs.trees import Leaves
 
 HEADER_LIMIT = 2**20
@@ -40,7 +40,7 @@ def load_tensors(path: Path) -> Leaves:
     from safetensors.numpy import load_file
 
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=open_plain) as file:
             _check_header(file.read(8))
         return dict(load_file(path))
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
