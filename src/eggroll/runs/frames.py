@@ -93,7 +93,7 @@ def unpack(data: bytes) -> Frame:
     """Take a whole frame apart.
 
     Raises:
-      JournalError: its kind is unknown, or its lost members are no ascending list within it.
+      JournalError: its kind is unknown, or its lost members are too many or no ascending list within it.
     """
     number, generation = _HEAD.unpack_from(data, LENGTH.size)
     (count,) = _WORD.unpack_from(data, len(data) - 8)

@@ -27,6 +27,7 @@ from eggroll.runs.folder import JSON_LIMIT, open_plain, reason, replace_file, sh
 from eggroll.runs.frames import (
     FRAME_LIMIT,
     LENGTH,
+    OVERHEAD,
     SMALLEST,
     WEIGHTS,
     Frame,
@@ -78,8 +79,8 @@ class Journal:
     def __init__(self, path: Path, file: int) -> None:
         self.path, self._file = path, file
         self.segments: list[Segment] = []
-        self._weights = array("Q")  # offset of each generation's weights
-        self._shared: dict[int, int] = {}
+        self._starts = array("Q")  # offset of each generation's shared state, or where it has none of its weights
+        self._half: int | None = None  # offset of shared state whose weights are to come
         self._end, self._largest, self._headers, self.torn = len(MAGIC), 0, 0, 0
 
     # ── opening ──
@@ -137,7 +138,7 @@ class Journal:
             if kind is not Kind.SHARED:  # alone it is half a generation
                 whole = self._end
         self._end, self.torn = whole, size - whole
-        self._shared.pop(self.generations, None)
+        self._half = None
         if not self.segments:
             raise JournalError(f"expected a header in {self.path}, got none that is whole; use another file")
 
@@ -173,7 +174,7 @@ class Journal:
         expected, fits = f"generation {self.generations}", True
         if not self.segments:
             expected, fits = "a header", frame.kind is Kind.HEADER
-        elif self.generations in self._shared:
+        elif self._half is not None:
             expected, fits = f"weights of {expected}", frame.kind not in (Kind.HEADER, Kind.SHARED)
         if frame.generation != self.generations or not fits:
             got = f"a {frame.kind.name.lower()} frame of generation {frame.generation}"
@@ -182,10 +183,11 @@ class Journal:
             self._check_headers(frame)
             self._add(_segment(frame, _parse_header(frame.payload)), frame)
         elif frame.kind is Kind.SHARED:
-            self._shared[frame.generation] = self._end
+            self._half = self._end
         else:
             self._check_weights(frame)
-            self._weights.append(self._end)
+            self._starts.append(self._end if self._half is None else self._half)
+            self._half = None
 
     def _check_headers(self, frame: Frame) -> None:
         """Before this one is parsed; all stay in memory."""
@@ -227,7 +229,7 @@ class Journal:
     @property
     def generations(self) -> int:
         """How many generations have their weights in it."""
-        return len(self._weights)
+        return len(self._starts)
 
     @property
     def header(self) -> dict[str, Any]:
@@ -253,10 +255,13 @@ class Journal:
             raise JournalError(
                 f"expected a generation in [0, {self.generations}) of {self.path}, got {generation}; choose another"
             )
-        at = self._shared.get(generation)
-        shared = None if at is None else self._frame_at(at).payload
-        frame, segment = self._frame_at(self._weights[generation]), self.segment_of(generation)
-        return Record(decode_weights(frame.kind, frame.payload, segment.weights), frame.lost, shared)
+        at, shared = self._starts[generation], None
+        frame = self._frame_at(at)
+        if frame.kind is Kind.SHARED:
+            shared = frame.payload
+            frame = self._frame_at(at + OVERHEAD + len(shared) + 4 * len(frame.lost))
+        weights = decode_weights(frame.kind, frame.payload, self.segment_of(generation).weights)
+        return Record(weights, frame.lost, shared)
 
     def _frame_at(self, offset: int) -> Frame:
         prefix = self._read(LENGTH.size, offset)
@@ -298,9 +303,7 @@ class Journal:
         before = b"" if shared is None else pack(Frame(Kind.SHARED, generation, shared))
         start = self._end
         self._write(before + pack(Frame(segment.kind, generation, payload, tuple(lost))), sync=sync)
-        if shared is not None:
-            self._shared[generation] = start
-        self._weights.append(start + len(before))
+        self._starts.append(start)
         return decode_weights(segment.kind, payload, segment.weights)
 
     def append_header(self, header: dict[str, Any]) -> None:
@@ -337,7 +340,7 @@ class Journal:
           RunError: the path exists, or cannot be written.
         """
         upto = self.generations if generations is None else generations
-        end = self._end if upto >= self.generations else self._shared.get(upto, self._weights[upto])
+        end = self._end if upto >= self.generations else self._starts[upto]
         if path.exists():
             raise JournalError(f"expected a file that does not exist yet, got {path}; choose another name")
         replace_file(path, self._pieces(0, end))
