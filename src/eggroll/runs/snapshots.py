@@ -13,6 +13,8 @@ import logging
 import math
 import shutil
 import stat
+import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -190,12 +192,15 @@ def _check_manifest(path: Path) -> None:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """No log lines: orbax and asyncio log what we raise."""
-    before = logging.root.manager.disable
+    """No log lines, warnings or tracebacks of callbacks: orbax, asyncio and tensorstore tell what we raise."""
+    before, hook = logging.root.manager.disable, sys.unraisablehook
     logging.disable(logging.CRITICAL)
+    sys.unraisablehook = lambda _: None
     try:
-        yield
+        with warnings.catch_warnings(action="ignore"):
+            yield
     finally:
+        sys.unraisablehook = hook
         logging.disable(before)
 
 
