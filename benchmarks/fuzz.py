@@ -500,7 +500,7 @@ class Tally:
 
     def __init__(self, name: str) -> None:
         self.name, self.outcomes, self.faults, self.inputs = name, Counter[str](), 0, 0
-        self.slowest, self.largest = (0.0, ""), (0.0, "")
+        self.slowest, self.slowest_large, self.largest = (0.0, ""), (0.0, ""), (0.0, "")
         self.start, self.end = time.perf_counter(), 0.0
 
     def add(self, one: Outcome) -> None:
@@ -508,7 +508,10 @@ class Tally:
         self.inputs, self.end = self.inputs + 1, time.perf_counter()
         self.outcomes[one.outcome] += 1
         self.faults += bool(one.faults)
-        self.slowest = max(self.slowest, (one.seconds, one.label))
+        if one.label.startswith("large"):
+            self.slowest_large = max(self.slowest_large, (one.seconds, one.label))
+        else:
+            self.slowest = max(self.slowest, (one.seconds, one.label))
         self.largest = max(self.largest, (one.growth, one.label))
         for what in one.faults:
             print(f"FAULT {self.name} {one.label}: {what}", file=sys.stderr)
@@ -520,6 +523,7 @@ class Tally:
             "faults": self.faults,
             "slowest_ms": round(1000 * self.slowest[0], 1),
             "slowest": self.slowest[1],
+            "slowest_large_ms": round(1000 * self.slowest_large[0], 1),
             "growth_mib": round(self.largest[0], 1),
             "seconds": round(self.end - self.start, 1),
             "outcomes": dict(self.outcomes.most_common()),

@@ -304,7 +304,7 @@ def resign(path):
     (path / snapshots.MANIFEST).write_text(json.dumps(snapshots._hashes(path)))
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # tensorstore's, when orbax gives up
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # tensorstore may be late
 @pytest.mark.parametrize("signed", [True, False])
 @settings(max_examples=12, deadline=None)
 @given(data=st.data())
