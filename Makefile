@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo test lint bench speed laws scaling clean
+.PHONY: demo test lint bench speed laws scaling kill fuzz journal clean
 
 demo: $(VENV)/.core
 	$(BIN)/eggroll pretrain --preset demo --run-dir $(DEMO)
@@ -30,6 +30,16 @@ laws: $(VENV)/.test
 
 scaling: $(VENV)/.core
 	$(BIN)/python benchmarks/scaling.py
+
+kill: $(VENV)/.core
+	$(BIN)/python benchmarks/kill.py
+	$(BIN)/python benchmarks/kill.py --float32
+
+fuzz: $(VENV)/.core
+	$(BIN)/python benchmarks/fuzz.py
+
+journal: $(VENV)/.core
+	$(BIN)/python benchmarks/journal.py
 
 $(VENV)/.core: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("eggroll needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; set PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'

@@ -18,6 +18,8 @@ from eggroll.pretrain.config import PretrainConfig
 from eggroll.pretrain.sample import SampleConfig
 from eggroll.runs import snapshots
 from eggroll.runs.folder import RunFolder
+from eggroll.runs.replay import ReplayConfig
+from eggroll.runs.report import ReportConfig
 
 COMMAND = [sys.executable, "-m", "eggroll"]
 SMALL = ["--preset=tiny", "--population-size=64", "--group-size=8", "--seq-len=8", "--validation-bytes=200"]
@@ -80,6 +82,13 @@ BAD = {
     "sample with a bad flag": "sample ../data/there --bytes many",
     "sample with a bad temperature": "sample ../data/there --temperature -1",
     "doctor with a word": "doctor now",
+    "replay without a run": "replay",
+    "report without a run": "report",
+    "report of no run": "report ../data/there",
+    "resume without a run": "pretrain --resume",
+    "snapshots of 0": "pretrain --snapshots-kept 0",
+    "unknown tracker": "pretrain --track paper",
+    "start from nothing": "pretrain --start-from ../data/there",
 }
 
 
@@ -104,7 +113,10 @@ def test_what_was_got_is_named(capsys):
         ("pretrain --rank 2", "got 2; "),
         ("pretrain --width 4 --preset", "among demo, paper, tiny, got ''; "),
         ("sample", "got missing from eggroll sample: PATH"),
-        ("train", "expected a command among pretrain, sample, bench, doctor, got 'train'; see eggroll --help"),
+        (
+            "train",
+            "expected a command among pretrain, sample, replay, report, bench, doctor, got 'train'; see eggroll --help",
+        ),
     ):
         assert cli.main(flags.split()) == 2
         assert text in capsys.readouterr().err
@@ -135,7 +147,10 @@ def flags_of(text):
     return dict(re.findall(r" --([\w-]+) (.*?)(?= --[a-z]| -h, |$)", plain))
 
 
-@pytest.mark.parametrize(("command", "kind"), [("pretrain", PretrainConfig), ("sample", SampleConfig)])
+KINDS = {"pretrain": PretrainConfig, "sample": SampleConfig, "replay": ReplayConfig, "report": ReportConfig}
+
+
+@pytest.mark.parametrize(("command", "kind"), KINDS.items())
 def test_help_tells_every_flag_and_its_default(command, kind, capsys):
     assert cli.main([command, "--help"]) == 0
     out, err = capsys.readouterr()

@@ -17,6 +17,8 @@ _HOMES = {
     "add_lora": "eggroll.core.adapters",
     "merge_lora": "eggroll.core.adapters",
     "per_group": "eggroll.core.population",
+    "replay": "eggroll.runs.training",
+    "train": "eggroll.runs.training",
     "with_lora": "eggroll.core.adapters",
 }
 
@@ -28,6 +30,8 @@ __all__ = [
     "add_lora",
     "merge_lora",
     "per_group",
+    "replay",
+    "train",
     "with_lora",
 ]
 

@@ -31,7 +31,8 @@ def pretrain(arguments: Sequence[str]) -> int:
     from eggroll.pretrain.config import PretrainConfig, preset
     from eggroll.pretrain.job import pretrain as run
 
-    default = _recorded_pretrain(arguments) or preset(_preset_named(arguments) or "demo")
+    named = _preset_named(arguments)
+    default = _recorded_pretrain(arguments) or preset("demo" if named is None else named)
     if any(
         flag == "--data" and (after.startswith("--") or not after)
         for flag, after in itertools.pairwise([*arguments, ""])
@@ -61,6 +62,15 @@ def replay(arguments: Sequence[str]) -> int:
     from eggroll.runs.replay import ReplayConfig, replay_command
 
     print(json.dumps(replay_command(_parse(ReplayConfig, "replay", arguments), _learner_for)))
+    return 0
+
+
+def report(arguments: Sequence[str]) -> int:
+    """draw runs on one page: differences, curves, samples, final table"""
+    from eggroll.runs.report import ReportConfig
+    from eggroll.runs.report import report as run
+
+    print(json.dumps(run(_parse(ReportConfig, "report", arguments))))
     return 0
 
 
@@ -99,6 +109,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "pretrain": pretrain,
     "sample": sample,
     "replay": replay,
+    "report": report,
     "bench": bench,
     "doctor": doctor,
 }
@@ -157,7 +168,8 @@ def _parse(kind: Callable[..., Any], command: str, arguments: Sequence[str], **o
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
-            return tyro.cli(kind, args=list(arguments), prog=f"eggroll {command}", **options)
+            settings = (tyro.conf.FlagCreatePairsOff,)
+            return tyro.cli(kind, args=list(arguments), prog=f"eggroll {command}", config=settings, **options)
     except SystemExit as stop:
         if not stop.code:
             raise

@@ -18,11 +18,13 @@ from eggroll.pretrain.job import chunk_pairs, make_job, pretrain
 from eggroll.pretrain.lanes import Lanes
 from eggroll.runs import snapshots
 from eggroll.runs.folder import RunFolder
+from eggroll.runs.metrics import MetricsFile
+from eggroll.runs.settings import NOT_RECORDED
 
 TIMES = ("bytes_per_second", "seconds", "update_seconds")
 TINY = PretrainConfig(
     width=16, population_size=64, group_size=8, seq_len=8, generations=12, decay=12.0, seed=3,
-    validation_bytes=400, validate_every=4, snapshot_every=6,
+    validation_bytes=400, validate_every=4, snapshot_every=6, sample_bytes=20,
 )  # fmt: skip
 
 
@@ -51,7 +53,7 @@ def run(data, tmp_path_factory):
 def first(run):
     """A run, and how often the backend had compiled when each generation ended."""
     compilations, counts = [], []
-    append = RunFolder.append_metrics
+    append = MetricsFile.append
 
     def listen(event, seconds, **_):
         if event == "/jax/core/compile/backend_compile_duration":
@@ -63,7 +65,7 @@ def first(run):
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RunFolder, "append_metrics", count)
+        patch.setattr(MetricsFile, "append", count)
         try:
             return *run(), counts
         finally:
@@ -125,8 +127,8 @@ def test_summary(first, data):
 def test_config_json_says_all(first):
     _, folder, _, _ = first
     settings = folder.read_json("config.json")
-    assert settings.keys() == {field.name for field in dataclasses.fields(PretrainConfig)} | {"job"}
-    assert {"job": "pretrain", "seed": 3, "width": 16, "run_dir": str(folder.path)}.items() <= settings.items()
+    assert settings.keys() == {field.name for field in dataclasses.fields(PretrainConfig)} - {*NOT_RECORDED} | {"job"}
+    assert {"job": "pretrain", "seed": 3, "width": 16, "chunk_size": 64}.items() <= settings.items()
 
 
 def test_snapshots_are_int8(first):
@@ -137,7 +139,7 @@ def test_snapshots_are_int8(first):
 def test_the_state_is_int8(data):
     corpus = load_corpus(str(data), validation_bytes=400)
     job = make_job(TINY, Lanes(corpus.train, 8, 8), corpus.validation)
-    assert {leaf.dtype for leaf in jax.tree.leaves((job.parameters, job.carry))} == {np.dtype(np.int8)}
+    assert {leaf.dtype for leaf in jax.tree.leaves((job.learner.parameters, job.carry))} == {np.dtype(np.int8)}
     assert job.carry.shape == (1, 2, 32, 16) and job.units == ("bytes", 512)
 
 

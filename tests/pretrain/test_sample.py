@@ -129,7 +129,8 @@ def test_a_snapshot_of_another_model(copy, name, value):
 @pytest.mark.parametrize("tree", [{"parameters": {"blocks": np.zeros(3, np.int8)}}, {"others": np.zeros(3, np.int8)}])
 def test_a_snapshot_of_something_else(copy, tree):
     snapshots.save(RunFolder.open(copy), 8, tree, keep=2)
-    assert "got nothing" in complaint(load_model, copy)
+    said = complaint(load_model, copy)
+    assert ("got nothing" if "parameters" in tree else "got one without parameters") in said
 
 
 @pytest.mark.parametrize(

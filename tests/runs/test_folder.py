@@ -1,8 +1,8 @@
 """folder.py: nothing is overwritten, a JSON file is whole or absent, and every complaint is one line."""
 
-import json
-import math
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -72,27 +72,53 @@ def test_json_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     folder.write_json("summary.json", {"a": 1})
 
     def fail(*_):
-        raise OSError("disk full")
+        raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr("os.fsync", fail)
-        with pytest.raises(OSError, match="disk full"):
-            folder.write_json("summary.json", {"a": 2})
+        assert "No space left" in complaint(folder.write_json, "summary.json", {"a": 2})
     assert folder.read_json("summary.json") == {"a": 1}
     folder.write_json("summary.json", {"a": 3})
     assert folder.read_json("summary.json") == {"a": 3}
     assert sorted(file.name for file in folder.path.iterdir()) == ["config.json", "summary.json"]
 
 
-def test_metrics_are_lines_of_strict_json(tmp_path):
+def test_a_folder_that_is_in_use(tmp_path):
+    """A second process is told by whom; the lock goes with the process that had it."""
     folder = RunFolder.create(tmp_path / "run", "job", {})
-    folder.append_metrics({"generation": 0, "fitness_mean": math.nan, "fitness_max": math.inf})
-    folder.append_metrics({"generation": 1, "fitness_mean": -0.5, "fitness_max": -math.inf})
-    lines = (folder.path / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line, parse_constant=pytest.fail) for line in lines] == [
-        {"generation": 0, "fitness_mean": None, "fitness_max": None},
-        {"generation": 1, "fitness_mean": -0.5, "fitness_max": None},
-    ]
+
+    def take():
+        with folder.locked():
+            pass
+
+    code = (
+        "import pathlib, sys, time; from eggroll.runs.folder import RunFolder\n"
+        "with RunFolder.open(pathlib.Path(sys.argv[1])).locked():\n    print('locked', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(folder.path)], stdout=subprocess.PIPE, text=True) as other:
+        try:
+            assert other.stdout is not None and other.stdout.readline() == "locked\n"
+            assert f"in use by process {other.pid} on " in complaint(take)
+        finally:
+            other.kill()
+    take()
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    """In a mount that is really read-only, as root too."""
+    folder = RunFolder.create(tmp_path / "run", "job", {})
+    code = (
+        "import pathlib, sys; from eggroll.runs.folder import RunFolder, RunError\n"
+        "folder = RunFolder.open(pathlib.Path(sys.argv[1]))\n"
+        "try:\n    folder.locked().__enter__()\nexcept RunError as error:\n    print(error)"
+    )
+    mount = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && exec "$@"'
+    command = ["unshare", "-rm", "sh", "-c", mount, str(folder.path), sys.executable, "-c", code, str(folder.path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode and "Operation not permitted" in done.stderr:
+        pytest.skip("needs mount namespaces, which this system does not allow")
+    assert re.fullmatch(r"expected a run folder that can be written, got .*: Read-only file system; .*\n", done.stdout)
+    assert [file.name for file in folder.path.iterdir()] == ["config.json"]
 
 
 def test_a_fresh_name_that_is_taken_is_drawn_again(tmp_path, monkeypatch):

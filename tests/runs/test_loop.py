@@ -1,91 +1,113 @@
-"""loop.py with a job of plain NumPy: what is called when, what is written, and how a run is stopped."""
+"""loop.py with a job of plain NumPy: what is called when, what is written, how a run is stopped and gone on with."""
 
 import json
 import os
+import shutil
 import signal
-from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
 
 from eggroll.runs import loop, snapshots
-from eggroll.runs.folder import RunFolder
+from eggroll.runs.folder import RunError, RunFolder
+from eggroll.runs.journal import Journal
+from eggroll.runs.metrics import MetricsFile
+from tests.runs.fake import PAIRS, Fake, train
 
 STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
-@dataclass
-class Fake:
-    """Counts up: parameters are the generation, the carry is twice that. Sends `signals` during one evaluation."""
-
-    at: int = -1
-    signals: tuple[int, ...] = ()
-    calls: list[tuple[str, int]] = field(default_factory=list)
-
-    def evaluate(self, parameters, carry, generation):
-        self.calls.append(("evaluate", generation))
-        assert parameters["n"] == generation and carry["n"] == 2 * generation
-        if generation == self.at:
-            for number in self.signals:
-                os.kill(os.getpid(), number)
-        return np.array([generation]), {"n": carry["n"] + 2}, {"fitness_mean": -float(generation)}
-
-    def update(self, parameters, weights, generation):
-        self.calls.append(("update", generation))
-        assert weights == [generation]
-        return {"n": parameters["n"] + 1}, {"moved": generation}
-
-    def validate(self, parameters):
-        self.calls.append(("validate", int(parameters["n"])))
-        return {"loss": 10.0 - float(parameters["n"])}
-
-    def job(self, **settings):
-        start = {"n": np.zeros((), np.int32)}
-        shape = {"generations": 7, "validate_every": 3, "snapshot_every": 2} | settings
-        return loop.Job(
-            "fake", start, start, self.evaluate, self.update, self.validate, "loss", ("things", 50), **shape
-        )
-
-
 @pytest.fixture
 def folder(tmp_path):
-    return RunFolder.create(tmp_path / "run", "fake", {})
+    return RunFolder.create(tmp_path / "run", "fake", {"job": "fake"})
 
 
 def metrics(folder):
     return [json.loads(line) for line in (folder.path / "metrics.jsonl").read_text().splitlines()]
 
 
+def without_times(lines):
+    times = ("things_per_second", "seconds", "update_seconds")
+    return [{name: value for name, value in line.items() if name not in times} for line in lines]
+
+
+def end_of(folder):
+    """What a run leaves that does not depend on when it ran."""
+    generation, tree = snapshots.load(folder)
+    arrays = {name: np.asarray(tree["parameters"]["w"]).tolist() for name in tree if name == "parameters"}
+    return generation, arrays, str(tree.get("optimizer")), str(tree.get("carry")), folder.journal.read_bytes()
+
+
 def test_a_whole_run(folder, monkeypatch):
     saved = []
-    monkeypatch.setattr(
-        snapshots, "save", lambda _, done, tree, keep: saved.append((done, int(tree["parameters"]["n"]), keep))
-    )
+    monkeypatch.setattr(snapshots, "save", lambda _, done, tree, keep: saved.append((done, tuple(tree), keep)))
     fake = Fake()
     outcome = loop.run(fake.job(), folder, extra={"corpus": "c"}, prefix_seconds=1.5)
-    steps = [[("evaluate", g), ("update", g)] + ([("validate", g + 1)] if g in (2, 5, 6) else []) for g in range(7)]
-    assert fake.calls == [("validate", 0), *(call for step in steps for call in step)]
-    assert saved == [(2, 2, 2), (4, 4, 2), (6, 6, 2), (7, 7, 2)]
+    steps = [[("evaluate", g), ("update", g)] for g in range(7)]
+    assert [call for call in fake.calls if call[0] != "validate"] == [call for step in steps for call in step]
+    at = [i for i, call in enumerate(fake.calls) if call[0] == "validate"]
+    assert at == [0, 7, 14, 17]  # before generation 0, after 3, 6 and 7
+    trees = ("parameters", "optimizer", "shared", "carry")
+    assert saved == [(2, trees, 2), (4, trees, 2), (6, trees, 2), (7, trees, 2)]
     lines = metrics(folder)
     assert [line["generation"] for line in lines] == list(range(7))
-    assert [line.get("loss") for line in lines] == [None, None, 7.0, None, None, 4.0, 3.0]
+    assert ["loss" in line for line in lines] == [False, False, True, False, False, True, True]
     for generation, line in enumerate(lines):
-        assert (line["fitness_mean"], line["moved"]) == (-generation, generation)
+        assert line["fitness_mean"] == -generation and "replayed" not in line
         assert line["things_per_second"] == pytest.approx(50 / line["seconds"])
         assert 0 <= line["update_seconds"] <= line["seconds"]
     summary = outcome.summary
     assert outcome.exit_status == 0 and summary == folder.read_json("summary.json")
-    expected = {
-        "job": "fake",
-        "finished": True,
-        "generations": 7,
-        "startup_seconds": 1.5,
-        "start_loss": 10.0,
-        "loss": 3.0,
-    }
-    assert expected.items() <= summary.items()
+    expected = {"job": "fake", "finished": True, "generations": 7, "startup_seconds": 1.5, "start_loss": 0.0}
+    assert expected.items() <= summary.items() and "resumed_at" not in summary
+    assert summary["loss"] == lines[-1]["loss"] == sum(line["moved"] for line in lines)
     assert summary["corpus"] == "c" and summary["run_dir"] == str(folder.path)
+    assert summary["journal_bytes"] == folder.journal.stat().st_size
     assert {"eggroll", "jax", "python", "device", "devices", "processor"} <= summary.keys()
+
+
+def test_the_journal_has_what_the_update_saw(folder):
+    fake = Fake(loses={2: (5, 12)})
+    seen = {}
+    job = fake.job()
+    update = job.learner.update
+    job.learner.update = lambda p, o, weights, g: seen.update({g: weights}) or update(p, o, weights, g)
+    loop.run(job, folder, extra={})
+    with Journal.open(folder.journal) as journal:
+        assert journal.generations == 7 and journal.torn == 0
+        for generation in range(7):
+            record = journal.record(generation)
+            np.testing.assert_array_equal(record.weights, seen[generation])
+            assert record.lost == ((5, 12) if generation == 2 else ())
+        assert seen[2][2] == seen[2][6] == 0
+
+
+@pytest.mark.parametrize("frames", ["float16", "float32"])
+def test_the_update_sees_decoded_weights(folder, frames):
+    job = Fake(carries=False, drift=1 / 3).job(frames=frames)
+    update, seen = job.learner.update, []
+    job.learner.update = lambda p, o, weights, g: seen.append(weights) or update(p, o, weights, g)
+    loop.run(job, folder, extra={})
+    dtype = np.dtype(frames)
+    expected = (Fake().weights(0, 0) + np.float32(1 / 3)).astype(dtype).astype(np.float32)
+    np.testing.assert_array_equal(seen[0], expected)
+    assert seen[0].dtype == np.float32
+
+
+def test_a_frame_is_on_the_disk_before_its_update(folder, monkeypatch):
+    """fsync after the frame, update after the fsync, the next evaluation after that."""
+    order = []
+    fsync, write = os.fsync, os.pwrite
+    monkeypatch.setattr(os, "fsync", lambda file: order.append("fsync") or fsync(file))
+    monkeypatch.setattr(os, "pwrite", lambda *args: order.append("write") or write(*args))
+    fake = Fake()
+    job = fake.job(generations=3, snapshot_every=100)
+    update, evaluate = job.learner.update, job.evaluate
+    job.learner.update = lambda *args: order.append("update") or update(*args)
+    job.evaluate = lambda *args: order.append("evaluate") or evaluate(*args)
+    loop.run(job, folder, extra={})
+    first = order.index("evaluate")
+    assert order[first : first + 12] == ["evaluate", "write", "fsync", "update"] * 3
 
 
 @pytest.mark.parametrize("number", STOPS)
@@ -93,12 +115,11 @@ def test_a_signal_ends_the_generation(folder, number):
     before = [signal.getsignal(each) for each in STOPS]
     fake = Fake(at=4, signals=(number,))
     outcome = loop.run(fake.job(generations=100, snapshot_every=1000), folder, extra={})
-    assert fake.calls[-3:] == [("evaluate", 4), ("update", 4), ("validate", 5)]
+    assert [name for name, _ in fake.calls[-3:]] == ["evaluate", "update", "validate"]
     assert outcome.exit_status == 130
-    assert {"finished": False, "generations": 5, "loss": 5.0}.items() <= folder.read_json("summary.json").items()
-    assert len(metrics(folder)) == 5 and metrics(folder)[-1]["loss"] == 5.0
-    generation, tree = snapshots.load(folder)
-    assert generation == 5 and tree["parameters"]["n"] == 5
+    assert {"finished": False, "generations": 5}.items() <= folder.read_json("summary.json").items()
+    assert len(metrics(folder)) == 5 and "loss" in metrics(folder)[-1]
+    assert snapshots.load(folder)[0] == 5
     assert [signal.getsignal(each) for each in STOPS] == before
 
 
@@ -109,34 +130,225 @@ def test_a_signal_in_the_last_generation_changes_nothing(folder):
 
 def test_a_signal_after_a_generation_is_written_down_ends_the_next(folder, monkeypatch):
     """Whenever it comes, what the summary counts is what the newest snapshot holds."""
-    append = RunFolder.append_metrics
+    append = MetricsFile.append
 
     def append_then_signal(self, line):
         append(self, line)
         if line["generation"] == 2:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(RunFolder, "append_metrics", append_then_signal)
+    monkeypatch.setattr(MetricsFile, "append", append_then_signal)
     outcome = loop.run(Fake().job(generations=100, snapshot_every=1000), folder, extra={})
     assert (outcome.exit_status, outcome.summary["generations"]) == (130, 4)
     assert snapshots.generations(folder) == [4]
 
 
 @pytest.mark.parametrize("first", STOPS)
-def test_a_second_interrupt_stops_at_once(folder, first):
+def test_a_second_interrupt_stops_at_once_and_loses_nothing(tmp_path, first):
     before = [signal.getsignal(each) for each in STOPS]
-    fake = Fake(at=1, signals=(first, signal.SIGINT))
+    whole = train(tmp_path / "whole", Fake())[1]
+    fake = Fake(at=5, signals=(first, signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
-        loop.run(fake.job(), folder, extra={})
-    assert fake.calls[-1] == ("evaluate", 1) and len(metrics(folder)) == 1
+        train(tmp_path / "run", fake)
+    folder = RunFolder.open(tmp_path / "run")
+    assert fake.calls[-1] == ("evaluate", 5) and len(metrics(folder)) == 5
     assert not (folder.path / "summary.json").exists()
     assert [signal.getsignal(each) for each in STOPS] == before
+    with Journal.open(folder.journal) as journal:
+        assert journal.generations == 5
+    assert train(tmp_path / "run", Fake())[0].summary["resumed_at"] == 4
+    assert end_of(folder) == end_of(whole)
 
 
-def test_handlers_are_restored_after_a_failure(folder):
+def test_handlers_are_restored_and_the_lock_let_go_after_a_failure(folder):
     before = [signal.getsignal(each) for each in STOPS]
     job = Fake().job()
-    job.update = lambda *_: 1 / 0
+    job.learner.update = lambda *_: 1 / 0
     with pytest.raises(ZeroDivisionError):
         loop.run(job, folder, extra={})
     assert [signal.getsignal(each) for each in STOPS] == before
+    with folder.locked():
+        pass
+
+
+# ── going on ──
+
+
+def stopped_at(path, generation, **kind):
+    """A run that a failing evaluation has ended in the middle, as a kill would: no snapshot, no summary."""
+    fake = Fake(**kind)
+    evaluate = fake.evaluate
+
+    def fail(state, at):
+        if at == generation:
+            raise OSError("killed")
+        return evaluate(state, at)
+
+    fake.evaluate = fail
+    with pytest.raises(OSError, match="killed"):
+        train(path, fake)
+    return RunFolder.open(path)
+
+
+KINDS = [{}, {"carries": False}, {"carries": False, "shares": True}, {"shares": True, "loses": {3: (0, 9)}}]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("generation", [0, 1, 2, 5, 6])
+def test_a_run_that_was_cut_ends_as_one_that_was_not(tmp_path, kind, generation):
+    outcome, whole, _ = train(tmp_path / "whole", Fake(**kind))
+    folder = stopped_at(tmp_path / "run", generation, **kind)
+    fake = Fake(**kind)
+    again, _, said = train(tmp_path / "run", fake)
+    assert said == [] and end_of(folder) == end_of(whole)
+    assert without_times(metrics(folder)) == without_times(metrics(whole))
+    start = generation // 2 * 2
+    assert again.summary.get("resumed_at", 0) == start
+    evaluated = [g for name, g in fake.calls if name == "evaluate"]
+    assert evaluated == list(range(start if kind.get("carries", True) else generation, 7))
+    times = {"seconds", "first_generation_seconds", "resumed_at", "run_dir"}
+    one, other = ({k: v for k, v in x.summary.items() if k not in times} for x in (outcome, again))
+    assert one == other
+
+
+def test_without_carry_the_journal_is_replayed(tmp_path):
+    """A kill after the frame and before the metrics: the generation has its line, marked as replayed."""
+    folder = stopped_at(tmp_path / "run", 5, carries=False)
+    path = folder.path / "metrics.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:4]) + '{"generation": 4, "fit')
+    train(tmp_path / "run", Fake(carries=False))
+    assert [line.get("replayed", False) for line in metrics(folder)] == [g == 4 for g in range(7)]
+
+
+def test_a_torn_tail_is_cut_and_said(tmp_path):
+    whole = train(tmp_path / "whole", Fake())[1]
+    folder = stopped_at(tmp_path / "run", 4)
+    with folder.journal.open("ab") as file:
+        file.write(b"\x17\0\0\0\1\4")
+    said = train(tmp_path / "run", Fake())[2]
+    assert said == [f"{folder.journal}: cut 6 bytes of a torn tail after 4 generations"]
+    assert end_of(folder) == end_of(whole)
+
+
+def test_a_damaged_snapshot_is_passed_over(tmp_path):
+    whole = train(tmp_path / "whole", Fake())[1]
+    folder = stopped_at(tmp_path / "run", 5)
+    assert snapshots.generations(folder) == [2, 4]
+    (folder.snapshots / "00000004" / "_METADATA").write_bytes(b"{}")
+    outcome, _, said = train(tmp_path / "run", Fake())
+    assert len(said) == 1 and said[0].startswith("passed over the snapshot of generation 4: expected a whole snapshot")
+    assert outcome.summary["resumed_at"] == 2 and end_of(folder) == end_of(whole)
+    (folder.snapshots / "00000006" / "_METADATA").write_bytes(b"{}")
+    shutil.rmtree(folder.snapshots / "00000007")
+    assert train(tmp_path / "run", Fake())[0].exit_status == 0
+    assert end_of(folder) == end_of(whole)
+
+
+def test_a_journal_damaged_in_the_middle(tmp_path):
+    """What follows the damage is kept beside it, and evaluated again."""
+    whole = train(tmp_path / "whole", Fake())[1]
+    folder = train(tmp_path / "run", Fake())[1]
+    data = bytearray(folder.journal.read_bytes())
+    with Journal.open(folder.journal) as journal:
+        at = journal._starts[3] + 15
+    data[at] ^= 1
+    folder.journal.write_bytes(data)
+    said = train(tmp_path / "run", Fake())[2]
+    assert any("passed over the snapshot of generation 6" in line for line in said)
+    assert (folder.path / "journal.egg.tail-3").stat().st_size > 0
+    assert end_of(folder) == end_of(whole)
+
+
+def test_an_evaluation_that_differs_from_the_journal_stops(tmp_path):
+    folder = stopped_at(tmp_path / "run", 3)
+    before = folder.journal.read_bytes()
+    fake = Fake()
+    fake.weights = lambda generation, salt: np.ones(PAIRS, np.int8)
+    with pytest.raises(RunError, match="expected generation 2 to evaluate as the journal says, got other weights; "):
+        train(tmp_path / "run", fake)
+    assert folder.journal.read_bytes() == before
+
+
+def test_another_start_is_refused(tmp_path):
+    folder = stopped_at(tmp_path / "run", 3)
+    job = Fake().job()
+    job.learner.parameters = {"w": np.ones((), np.int32)}
+    with pytest.raises(RunError, match=r"with leaf 'w' of SHA-256 .*…, got .*…; give the base model"):
+        loop.run(job, folder, extra={})
+
+
+@pytest.mark.parametrize("change", ["law", "frames", "weights", "optimizer", "name"])
+def test_another_job_is_refused(tmp_path, change):
+    folder = stopped_at(tmp_path / "run", 3)
+    before = {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
+    job = Fake().job()
+    if change == "law":
+        job.learner.settings = {"law": "other"}
+    elif change == "frames":
+        job.learner.frames = "float32"
+    elif change == "weights":
+        job.learner.weights = 8
+    elif change == "optimizer":
+        job.learner.optimizer = (np.zeros(2, np.int32),)
+    else:
+        job.name = "other"
+    with pytest.raises(RunError, match=r"expected a journal with \w+ .*, got .*; use its own settings"):
+        loop.run(job, folder, extra={})
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_fewer_generations_than_there_are_are_refused(tmp_path):
+    train(tmp_path / "run", Fake())
+    with pytest.raises(RunError, match="expected at least the 7 generations that the run has, got 5; "):
+        train(tmp_path / "run", Fake(), generations=5)
+
+
+def test_a_finished_run_can_be_made_longer(tmp_path):
+    whole = train(tmp_path / "whole", Fake(), generations=9)[1]
+    train(tmp_path / "run", Fake())
+    outcome, folder, _ = train(tmp_path / "run", Fake(), generations=9)
+    assert outcome.summary["resumed_at"] == 7
+    assert end_of(folder)[:4] == end_of(whole)[:4]
+
+
+@pytest.mark.parametrize("errno_text", [(28, "No space left on device"), (30, "Read-only file system")])
+def test_a_disk_that_takes_no_more(tmp_path, monkeypatch, errno_text):
+    """One line; the journal keeps the generations it has, and the run goes on when there is room again."""
+    whole = train(tmp_path / "whole", Fake())[1]
+    write, count = os.pwrite, []
+
+    def refuse(file, data, offset):
+        count.append(len(data))
+        if len(count) > 6:  # lock, then five generations: the sixth is written in part
+            if len(count) == 7:
+                return write(file, data[:10], offset)
+            raise OSError(*errno_text)
+        return write(file, data, offset)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", refuse)
+        with pytest.raises(RunError, match=rf"expected to write .*journal.egg, got {errno_text[1]}; mend that, then"):
+            train(tmp_path / "run", Fake())
+    folder = RunFolder.open(tmp_path / "run")
+    with Journal.open(folder.journal) as journal:
+        assert (journal.generations, journal.torn) == (5, 0)
+    train(tmp_path / "run", Fake())
+    assert end_of(folder) == end_of(whole)
+
+
+def test_a_real_full_disk(tmp_path):
+    """The journal of a device that is always full."""
+    folder = RunFolder.create(tmp_path / "run", "fake", {"job": "fake"})
+    with Journal.create(folder.journal, Fake().job().header({})) as journal:
+        size = folder.journal.stat().st_size
+        os.dup2(os.open("/dev/full", os.O_RDWR), journal._file)
+        with pytest.raises(RunError, match="No space left on device"):
+            journal.append(np.zeros(PAIRS, np.int8))
+        assert journal.generations == 0 and folder.journal.stat().st_size == size
+
+
+def test_samples_are_noted(tmp_path):
+    train(tmp_path / "run", Fake(), sample=lambda parameters: f"w={parameters['w']}")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
+    assert [line["generation"] for line in lines] == [0, 3, 6, 7]
+    assert lines[-1]["text"].startswith("w=")

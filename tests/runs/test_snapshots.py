@@ -1,6 +1,8 @@
 """snapshots.py: int8 trees come back as they were, without a warning; what cannot be read is one line."""
 
 import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -55,18 +57,43 @@ def test_the_newest_are_kept(folder):
 def test_none_at_all(folder):
     assert snapshots.generations(folder) == []
     assert "got none" in complaint(folder)
-    (folder.snapshots / "00000004.orbax-checkpoint-tmp").mkdir(parents=True)
+    (folder.snapshots / ".00000004.partial").mkdir(parents=True)
+    (folder.snapshots / ".00000003.removed").mkdir()
     assert snapshots.generations(folder) == []
+    snapshots.tidy(folder)
+    assert list(folder.snapshots.iterdir()) == []
 
 
-@pytest.mark.parametrize("damage", ["empty", "metadata gone", "metadata cut"])
+def change(path, damage):
+    """Some damage to a snapshot."""
+    file = path / "_METADATA"
+    if damage == "metadata gone":
+        file.unlink()
+    elif damage == "metadata cut":
+        file.write_bytes(file.read_bytes()[:99])
+    elif damage == "a bit turned":
+        file = next(file for file in (path / "d").iterdir() if file.stat().st_size)
+        data = bytearray(file.read_bytes())
+        data[len(data) // 2] ^= 4
+        file.write_bytes(data)
+    elif damage == "a file more":
+        (path / "d" / "more").write_bytes(b"x")
+    elif damage == "manifest gone":
+        (path / "MANIFEST.json").unlink()
+    elif damage == "manifest of nonsense":
+        (path / "MANIFEST.json").write_text("[[1]]")
+
+
+DAMAGES = ["metadata gone", "metadata cut", "a bit turned", "a file more", "manifest gone", "manifest of nonsense"]
+
+
+@pytest.mark.parametrize("damage", ["empty", *DAMAGES])
 def test_a_damaged_one(folder, damage, capfd):
     if damage == "empty":
         (folder.snapshots / "00000005").mkdir(parents=True)
     else:
         snapshots.save(folder, 5, tree(), keep=2)
-        metadata = folder.snapshots / "00000005" / "_METADATA"
-        metadata.unlink() if damage == "metadata gone" else metadata.write_bytes(metadata.read_bytes()[:99])
+        change(folder.snapshots / "00000005", damage)
     assert "00000005" in complaint(folder)
     assert capfd.readouterr().err == ""
 
@@ -82,3 +109,38 @@ def test_a_removal_that_was_cut_short_is_no_snapshot(folder, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         snapshots.save(folder, 2, tree(), keep=1)
     assert snapshots.generations(folder) == [2]
+
+
+def test_one_tree_of_several(folder):
+    snapshots.save(folder, 2, tree() | {"optimizer": (), "carry": jnp.zeros((3, 2)), "shared": None}, keep=2)
+    assert snapshots.load(folder)[1].keys() == {"parameters", "carry"}
+    loaded = snapshots.load(folder, only="parameters")[1]
+    assert loaded.keys() == {"parameters"}
+    np.testing.assert_array_equal(loaded["parameters"]["v"], tree()["parameters"]["v"])
+
+
+def test_later_snapshots_are_not_counted(folder):
+    """Of a run that went back behind them, as its journal was damaged."""
+    for generation in (10, 20, 4, 5, 6):
+        snapshots.save(folder, generation, tree(), keep=2)
+    assert snapshots.generations(folder) == [5, 6, 10, 20]
+
+
+def test_a_full_disk(tmp_path):
+    """In a small memory disk of its own: one line, and the snapshots as they were."""
+    code = (
+        "import pathlib, sys, numpy as np; from eggroll.runs import snapshots; from eggroll.runs.folder import *\n"
+        "folder = RunFolder.create(pathlib.Path(sys.argv[1]) / 'run', 'job', {})\n"
+        "snapshots.save(folder, 1, {'a': np.zeros(4)}, keep=2)\n"
+        "noise = np.random.default_rng(0).integers(0, 256, 2**21, np.uint8)\n"
+        "try:\n    snapshots.save(folder, 2, {'a': noise}, keep=2)\nexcept RunError as error:\n    print(error)\n"
+        "print([path.name for path in folder.snapshots.iterdir()], snapshots.load(folder)[0])"
+    )
+    mount = 'mount -t tmpfs -o size=1m none "$0" && exec "$@"'
+    command = ["unshare", "-rm", "sh", "-c", mount, str(tmp_path), sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode and "Operation not permitted" in done.stderr:
+        pytest.skip("needs mount namespaces, which this system does not allow")
+    complaint, left = done.stdout.splitlines()
+    assert re.fullmatch(r"expected to write a snapshot in .*, got .*; mend that, then go on with --resume", complaint)
+    assert left == "['00000001'] 1"

@@ -84,6 +84,7 @@ class EvolutionStrategy:
         frozen: str | Sequence[str] = (),
         allow_materialise: str | Sequence[str] = (),
     ) -> None:
+        self._arguments: dict[str, Any] = {name: value for name, value in locals().items() if name != "self"}
         self.population_size = _even("population_size", population_size)
         self.group_size = _even("group_size", population_size if group_size is None else group_size)
         if population_size % self.group_size:
@@ -108,6 +109,8 @@ class EvolutionStrategy:
         self._init = jax.jit(self._start)
         self._step = jax.jit(self._evaluate_and_update, static_argnames=("fitness", "has_aux"))
         self._tell = jax.jit(self._update)
+        self._weigh = jax.jit(self._evaluate_and_weigh, static_argnames=("fitness", "has_aux"))
+        self._apply = jax.jit(self._apply_weights)
         self._perturbed = jax.jit(self._dense_member)
         self._settled = True
 
@@ -200,13 +203,52 @@ class EvolutionStrategy:
           ValueError: fitness returns no scalar number, or the parameters are not those of `init`.
           MaterialiseError: the model needs the dense matrix of a leaf that may not be materialised.
         """
-        self._known_trees.check(state.params)
-        carry = jax.tree.map(_strong, carry)
-        if self._chunk_pairs is None:
-            self._chunk_pairs = self._largest_chunk(state, args, carry, fitness, has_aux)
+        carry = self._ready(state, fitness, args, carry, has_aux)
         state, info, evaluation = self._step(state, args, carry, fitness=fitness, has_aux=has_aux)
         extra = ([] if carry is None else [evaluation.carry]) + ([evaluation.aux] if has_aux else [])
         return state, info, *extra
+
+    def evaluate(
+        self, state: State, fitness: Callable[..., Any], *args: Any, carry: Any = None, has_aux: bool = False
+    ) -> tuple[Float[Array, " pairs"], Info, Evaluation]:
+        """The first half of `step`: evaluate every member; arguments and errors are those of `step`.
+
+        Returns:
+          `pair_weights` of the shaped fitness, which `update` takes; info; and the evaluation itself.
+        """
+        carry = self._ready(state, fitness, args, carry, has_aux)
+        result: tuple[Array, Info, Evaluation] = self._weigh(state, args, carry, fitness=fitness, has_aux=has_aux)
+        return result
+
+    def update(self, state: State, weights: Any) -> State:
+        """The second half of `step`: one update from the weights of pairs, whoever has kept or sent them.
+
+        Args:
+          weights: (pairs,) numbers, `w_p = (u_{2p} − u_{2p+1})/2` of utilities u.
+        Raises:
+          ValueError: their number is wrong, or the parameters are not those of `init`.
+        """
+        self._known_trees.check(state.params)
+        values = jnp.asarray(weights, jnp.float32)
+        if values.shape != (self.population_size // 2,):
+            raise ValueError(
+                f"expected {self.population_size // 2} weights, got shape {values.shape}; pass one for each pair"
+            )
+        new: State = self._apply(state, values)
+        return new
+
+    def resolve_chunk_size(
+        self, state: State, fitness: Callable[..., Any], *args: Any, carry: Any = None, has_aux: bool = False
+    ) -> int:
+        """Find what "auto" means for this fitness, as the first `step` would, and return `chunk_size`."""
+        self._ready(state, fitness, args, carry, has_aux)
+        return self.chunk_size or self.population_size
+
+    def with_chunk_size(self, chunk_size: int) -> EvolutionStrategy:
+        """The same strategy with that chunk size, such as the one that a run has recorded; itself where it has it."""
+        if self.chunk_size == chunk_size:
+            return self
+        return EvolutionStrategy(**self._arguments | {"chunk_size": chunk_size})
 
     def perturbed(self, state: State, member: int) -> Any:
         """The dense parameters of one member of this generation.
@@ -220,6 +262,14 @@ class EvolutionStrategy:
         return self._perturbed(state, jnp.int32(member))
 
     # ── the pure functions behind ──
+
+    def _ready(self, state: State, fitness: Callable[..., Any], args: Any, carry: Any, has_aux: bool) -> Any:
+        """The carry without weak types, once the tree is known and the chunk size found."""
+        self._known_trees.check(state.params)
+        carry = jax.tree.map(_strong, carry)
+        if self._chunk_pairs is None:
+            self._chunk_pairs = self._largest_chunk(state, args, carry, fitness, has_aux)
+        return carry
 
     def _start(self, params: Any, seed: Array) -> State:
         params = jax.tree.map(_strong, params)
@@ -237,6 +287,13 @@ class EvolutionStrategy:
         evaluation = self._evaluate(state, args, carry, self.population_size // 2, fitness, has_aux)
         state, info = self._update(state, evaluation.fitness)
         return state, info, evaluation
+
+    def _evaluate_and_weigh(
+        self, state: State, args: tuple[Any, ...], carry: Any, *, fitness: Callable[..., Any], has_aux: bool
+    ) -> tuple[Array, Info, Evaluation]:
+        evaluation = self._evaluate(state, args, carry, self.population_size // 2, fitness, has_aux)
+        info = summarise(evaluation.fitness, self._sigma_at(state.generation), state.generation)
+        return self._weights(evaluation.fitness), info, evaluation
 
     def _evaluate(
         self, state: State, args: Any, carry: Any, pairs: int, fitness: Callable[..., Any], has_aux: bool
@@ -273,6 +330,10 @@ class EvolutionStrategy:
         return memory.largest_chunk(pairs, probe, size, memory.memory_budget(state.params))
 
     def _update(self, state: State, scores: Array) -> tuple[State, Info]:
+        info = summarise(scores, self._sigma_at(state.generation), state.generation)
+        return self._apply_weights(state, self._weights(scores)), info
+
+    def _weights(self, scores: Array) -> Float[Array, " pairs"]:
         utilities = self.shaping(scores)
         if jnp.shape(utilities) != (self.population_size,):
             raise ValueError(
@@ -280,10 +341,13 @@ class EvolutionStrategy:
                 f"{jnp.shape(utilities)} "
                 f"for fitnesses of shape {scores.shape}; use a shaping that takes these"
             )
+        return pair_weights(utilities)
+
+    def _apply_weights(self, state: State, weights: Float[Array, " pairs"]) -> State:
         plan, sigma = self.plan(state.params), self._sigma_at(state.generation)
         gradient = estimate_gradient(
             plan,
-            pair_weights(utilities),
+            weights,
             jnp.arange(self.population_size // 2, dtype=jnp.int32),
             seed=state.seed,
             generation=self._noise_generation(state),
@@ -292,7 +356,7 @@ class EvolutionStrategy:
             chunk_pairs=self._update_chunk(plan, state.params),
         )
         params, opt_state = self._optimise(plan, state, descent_direction(gradient))
-        return State(params, opt_state, state.seed, state.generation + 1), summarise(scores, sigma, state.generation)
+        return State(params, opt_state, state.seed, state.generation + 1)
 
     def _update_chunk(self, plan: Plan, params: Any) -> int:
         """Pairs whose noise the update draws at a time: those of the evaluation, or more where these are few.

@@ -60,9 +60,9 @@ def pretrain(config: PretrainConfig, *, report: Callable[[str], None], started: 
         config = dataclasses.replace(config, chunk_size=2 * chunk_pairs(config))
         folder = None
     job, extra, references = _prepared(config)
-    report(references)
     if folder is None:
         folder = RunFolder.create(config.run_dir, "pretrain", config.as_json())
+    report(references)
     outcome = run(job, folder, extra=extra, prefix_seconds=time.perf_counter() - started, say=report)
     outcome.summary["peak_memory_bytes"] = peak_memory()
     folder.write_json("summary.json", outcome.summary)

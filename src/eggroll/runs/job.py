@@ -101,7 +101,7 @@ class Job(Generic[P]):
       main_metric: the metric that the bar shows.
       units: what throughput counts ("bytes"), and how many of it one generation processes.
       carry, shared: at generation 0; see `RunState`.
-      sample: parameters → text, noted with every validation but the first.
+      sample: parameters → text, noted with every validation.
       snapshot_every, snapshots_kept, validate_every: in generations; how many.
     """
 

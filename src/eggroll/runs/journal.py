@@ -38,6 +38,7 @@ from eggroll.runs.frames import (
     encode_weights,
     is_whole,
     pack,
+    payload_bytes,
     unpack,
 )
 
@@ -150,7 +151,8 @@ class Journal:
         frame = unpack(data)
         self._note(frame)
         self._end += len(data)
-        self._largest = max(self._largest, len(data))
+        if frame.kind is not Kind.HEADER:
+            self._largest = max(self._largest, len(data))
         return frame.kind
 
     def _next(self, size: int) -> bytes | None:
@@ -217,7 +219,8 @@ class Journal:
             )
 
     def _cut(self) -> None:
-        if self.torn > self._largest:
+        segment = self.segments[-1]
+        if self.torn > (self._largest or OVERHEAD + payload_bytes(segment.kind, segment.weights)):
             tail = self.path.with_name(f"{self.path.name}.tail-{self.generations}")
             replace_file(tail, self._pieces(self._end, self._end + self.torn))
         with writing(self.path):
@@ -331,7 +334,6 @@ class Journal:
                 os.ftruncate(self._file, self._end)
             raise
         self._end += len(data)
-        self._largest = max(self._largest, len(data))
 
     def export(self, path: Path, generations: int | None = None) -> None:
         """Write a copy that ends after so many generations (default all), whole or not at all.

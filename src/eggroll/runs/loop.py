@@ -74,6 +74,12 @@ class Loop:
         except BaseException:
             journal.close()
             raise
+        if journal.generations > self.job.generations:
+            journal.close()
+            raise RunError(
+                f"expected at least the {journal.generations} generations that the run has, got "
+                f"{self.job.generations}; to go back, use eggroll replay --to"
+            )
         if journal.torn:
             self.say(f"{path}: cut {journal.torn:,} bytes of a torn tail after {journal.generations:,} generations")
         return journal
@@ -230,6 +236,8 @@ def _train(loop: Loop, bar: GenerationBar, trackers: Trackers, stop: list[int]) 
     if last:
         latest = dict(job.validate(loop.state.parameters))
         loop.snapshot()
+    if job.sample is not None and loop.metrics.next_generation == 0:
+        append_sample(loop.folder, 0, job.sample(job.learner.parameters))
     while not last:
         line = loop.advance()
         first_seconds = first_seconds or line["seconds"]

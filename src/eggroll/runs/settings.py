@@ -24,11 +24,11 @@ class RunSettings:
     """What every job's configuration has; see the run folder."""
 
     run_dir: Path | None = None
-    """Folder of the run, which must not exist (or, with --resume, does); none: a fresh name under runs/."""
+    """Folder of the run, which must not exist yet unless it is gone on with; none: a fresh name under runs/."""
     resume: bool = False
-    """Go on with the run in --run-dir, to the same bits as if it had never stopped."""
+    """Go on with the run in that folder, to the same bits as if it had never stopped."""
     on_change: Literal["refuse", "recorded", "given"] = "refuse"
-    """With --resume, where flags differ from what the run records: refuse, or which side wins."""
+    """When going on under other flags than the run records: refuse, or which side wins."""
     snapshot_every: int = 100
     """Generations between snapshots."""
     snapshots_kept: int = 2

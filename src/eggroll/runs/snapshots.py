@@ -43,18 +43,20 @@ def save(folder: RunFolder, generation: int, tree: dict[str, Any], *, keep: int)
       RunError: it cannot be written; the snapshots are as they were.
     """
     target = _path(folder, generation)
+    if target.exists() and _fault(target) is not None:
+        _remove(target)
     if not target.exists():
         partial = _hidden(target, "partial")
         try:
-            folder.snapshots.mkdir(exist_ok=True)
-            shutil.rmtree(partial, ignore_errors=True)
+            with writing(target):
+                folder.snapshots.mkdir(exist_ok=True)
             _write(partial.absolute(), nested(as_arrays(tree)))
             with writing(target):
                 replace_file(partial / MANIFEST, [json.dumps(_hashes(partial)).encode()])
                 partial.rename(target)
                 sync_folder(folder.snapshots)
         except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
+            tidy(folder)
             raise
     for old in [g for g in generations(folder) if g <= generation][:-keep]:
         _remove(_path(folder, old))
@@ -176,18 +178,22 @@ def _hashes(path: Path) -> dict[str, list[Any]]:
 
 def _check_manifest(path: Path) -> None:
     """Refuse a snapshot that is not as it was written, before anything parses it."""
+    fault = _fault(path)
+    if fault is not None:
+        raise RunError(f"expected a whole snapshot {path}, got {fault}; use another one")
+
+
+def _fault(path: Path) -> str | None:
+    """Why a snapshot is not as it was written; None where it is."""
     try:
         if (path / MANIFEST).stat().st_size > JSON_LIMIT:
             raise ValueError(f"a {MANIFEST} of more than {JSON_LIMIT:,} bytes")
         written = json.loads((path / MANIFEST).read_bytes())
         sizes = {file.relative_to(path).as_posix(): file.stat().st_size for file in _files(path)}
         same = isinstance(written, dict) and {name: entry[0] for name, entry in written.items()} == sizes
-        if same and written == _hashes(path):
-            return
-        why = "files that differ from its manifest"
+        return None if same and written == _hashes(path) else "files that differ from its manifest"
     except (OSError, ValueError, RecursionError, TypeError, LookupError) as error:
-        why = reason(error)
-    raise RunError(f"expected a whole snapshot {path}, got {why}; use another one")
+        return reason(error)
 
 
 @contextmanager

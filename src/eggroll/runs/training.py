@@ -1,0 +1,227 @@
+"""A strategy's training as a run: journal, snapshots, metrics, resume and replay around `EvolutionStrategy`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from eggroll.core import noise
+from eggroll.core.distribution import leaf_paths
+from eggroll.core.errors import UsageError
+from eggroll.core.state import Info, State
+from eggroll.core.strategy import EvolutionStrategy
+from eggroll.runs.folder import RunFolder
+from eggroll.runs.job import Evaluated, Job, Learner, RunState
+from eggroll.runs.journal import Journal
+from eggroll.runs.loop import Outcome, run
+from eggroll.runs.metrics import Metrics
+from eggroll.runs.replay import replay as replay_journal
+from eggroll.runs.resume import check_change, differences, finished_summary, recorded_config
+from eggroll.runs.tracking import check_trackers
+
+JOB = "library"
+_SIGMA_AT = (0, 1, 2, 5, 10, 100, 1000, 10_000, 100_000)
+"""Generations at which a header tells a schedule's value: enough to know another schedule from it."""
+
+
+def train(
+    es: EvolutionStrategy,
+    params: Any,
+    fitness: Callable[..., Any],
+    *,
+    generations: int,
+    batches: Callable[[int], tuple[Any, ...]] | None = None,
+    seed: int = 0,
+    carry: Any = None,
+    has_aux: bool = False,
+    validate: Callable[[Any], Metrics] | None = None,
+    run_dir: str | Path | None = None,
+    resume: bool = False,
+    frames: str | None = None,
+    validate_every: int = 100,
+    snapshot_every: int = 100,
+    snapshots_kept: int = 2,
+    track: Sequence[str] = (),
+    log_every: int = 0,
+    say: Callable[[str], None] = lambda line: None,
+) -> tuple[State, dict[str, Any]]:
+    """Train under a run folder that survives anything: what was killed goes on with `resume=True`, to the same bits.
+
+    Args:
+      es: the strategy; the chunk size of "auto" is found once and recorded.
+      params: start parameters.
+      fitness: of one member, as in `EvolutionStrategy.step`.
+      generations: updates to make in all.
+      batches: generation → arguments of fitness after the key (and the carry): a function, so that a resumed run sees
+        the same data; none: no arguments.
+      seed: in [0, 2⁶⁴).
+      carry: pytree with a leading axis of members. With one, a resumed run evaluates again from its newest snapshot;
+        without, it replays the journal.
+      has_aux: fitness returns a dict of numbers last; their means over the members are metrics.
+      validate: params → metrics, before the first generation, every `validate_every` and after the last; the first of
+        its names is shown on the progress bar.
+      run_dir: folder of the run; none: a fresh name under runs/.
+      resume: go on with the run in `run_dir`; finished, it returns at once.
+      frames: "float32" (what the journal holds of a weight), "float16" (half of it, and the updates use what is left),
+        "ternary" (the default under the shaping "antithetic_sign").
+      validate_every, snapshot_every, log_every: in generations.
+      track: "tensorboard", "wandb".
+      say: takes lines for a person.
+    Returns:
+      The last state and the summary; `summary["finished"]` is False after Ctrl-C or SIGTERM.
+    Raises:
+      UsageError: the settings cannot be used, or are not those of the run to go on with.
+    """
+    check_trackers(track)
+    _check_arguments(generations, batches, run_dir, resume, (validate_every, snapshot_every, snapshots_kept))
+    arguments = batches or (lambda generation: ())
+    folder = RunFolder.open(Path(run_dir)) if resume and run_dir is not None else None
+    recorded = None if folder is None else recorded_config(folder)
+    state = es.init(params, seed)
+    es = _with_chunk(es, recorded, state, fitness, arguments(0), carry, has_aux)
+    es.init(params, seed)
+    config = {"job": JOB, "seed": seed, "generations": generations, **_settings(es, state)}
+    job: Job[Any] = Job(
+        name=JOB,
+        config=config,
+        learner=_learner(es, state, frames),
+        evaluate=_evaluator(es, state.seed, fitness, arguments, has_aux),
+        validate=validate or (lambda params: {}),
+        main_metric="fitness_mean",
+        units=("members", es.population_size),
+        generations=generations,
+        validate_every=validate_every,
+        snapshot_every=snapshot_every,
+        snapshots_kept=snapshots_kept,
+        carry=carry,
+        trackers=tuple(track),
+        log_every=log_every,
+    )
+    if folder is None:
+        folder = RunFolder.create(None if run_dir is None else Path(run_dir), JOB, config)
+    else:
+        check_change(differences({**(recorded or {}), "generations": generations}, config), "refuse")
+        if finished_summary(folder, generations) is not None:
+            say(f"the run in {folder.path} is finished; nothing to do")
+    outcome: Outcome = run(job, folder, extra={}, say=say)
+    return _as_state(outcome.state, state.seed, outcome.summary["generations"]), outcome.summary
+
+
+def replay(
+    source: str | Path, es: EvolutionStrategy, params: Any, *, to: int | None = None
+) -> tuple[State, dict[str, Any]]:
+    """Rebuild a run's state from its start parameters and its journal.
+
+    Args:
+      source: folder of a run, whose snapshots are compared on the way, or a journal file.
+      es: a strategy with the settings and the optimiser of the run; the journal names what differs. The structure of
+        its optimiser's state is checked, since optax optimisers have no names. The chunk size is the recorded one.
+      params: start parameters; their hashes are compared leaf by leaf.
+      to: generations to replay; default all.
+    Returns:
+      The state, and what was found: generation, verified and differing snapshots, largest difference, seconds.
+    Raises:
+      UsageError: another start, other settings, or a journal or snapshot that cannot be used.
+    """
+    path = Path(source)
+    folder = None if path.is_file() else RunFolder.open(path)
+    with Journal.open(path if folder is None else folder.journal) as journal:
+        config = journal.header.get("config")
+        seed, chunk = (config.get(name) if isinstance(config, dict) else None for name in ("seed", "chunk_size"))
+        if not isinstance(seed, int) or not 0 <= seed < 2**64 or not isinstance(chunk, int) or chunk < 2:
+            raise UsageError(f"expected the journal of eggroll.train, got {path} of another job; use eggroll replay")
+        es = es.with_chunk_size(chunk)
+        state = es.init(params, seed)
+        learner = _learner(es, state, journal.header["frames"])
+        found = replay_journal(journal, lambda header: learner, to=to, folder=folder)
+    summary = {
+        "generation": found.generation,
+        "verified": found.verified,
+        "differing": found.differing,
+        "largest_difference": found.largest_difference,
+        "seconds": round(found.seconds, 3),
+    }
+    return _as_state(RunState(found.parameters, found.optimizer), state.seed, found.generation), summary
+
+
+def _check_arguments(generations: int, batches: Any, run_dir: Any, resume: bool, cadence: tuple[int, ...]) -> None:
+    if generations < 0 or min(cadence) < 1:
+        raise UsageError(f"expected generations ≥ 0 and intervals ≥ 1, got {generations} and {cadence}; raise them")
+    if batches is not None and not callable(batches):
+        raise UsageError(
+            f"expected batches as a function of the generation, got a {type(batches).__name__}; an iterator cannot be "
+            "gone back in when a run is resumed: pass lambda generation: data[generation]"
+        )
+    if resume and run_dir is None:
+        raise UsageError("expected run_dir with resume=True, got None; give the folder of the run to go on with")
+
+
+def _with_chunk(
+    es: EvolutionStrategy, recorded: dict[str, Any] | None, state: State, fitness: Any, args: Any, carry: Any, aux: bool
+) -> EvolutionStrategy:
+    """The strategy with a chunk size: its own, the recorded one, or what "auto" comes to."""
+    if es.chunk_size is None and recorded is not None and isinstance(recorded.get("chunk_size"), int):
+        return es.with_chunk_size(recorded["chunk_size"])
+    es.resolve_chunk_size(state, fitness, *args, carry=carry, has_aux=aux)
+    return es
+
+
+def _settings(es: EvolutionStrategy, state: State) -> dict[str, Any]:
+    """Everything of a strategy that its updates depend on, as JSON."""
+    plan = es.plan(state.params)
+    sigma = [float(es.sigma(at)) for at in _SIGMA_AT] if callable(es.sigma) else float(es.sigma)
+    return {
+        "population_size": es.population_size,
+        "antithetic": True,
+        "group_size": es.group_size,
+        "chunk_size": es.chunk_size,
+        "sigma": {"at": list(_SIGMA_AT), "is": sigma} if isinstance(sigma, list) else sigma,
+        "distribution": type(es.distribution).__name__,
+        "rank": es.distribution.rank,
+        "noise": noise.noise_version([leaf.law for leaf in plan if not leaf.frozen]),
+        "noise_reuse": es.noise_reuse,
+        "shaping": getattr(es.shaping, "__name__", type(es.shaping).__name__),
+        "trainable": [f"{leaf.path} {leaf.roles or '-'} {leaf.law}" for leaf in plan if not leaf.frozen],
+        "optimizer": dict(zip(leaf_paths(state.opt_state), _kinds(state.opt_state), strict=True)),
+    }
+
+
+def _kinds(tree: Any) -> list[str]:
+    return [f"{leaf.dtype}{list(leaf.shape)}" for leaf in jax.tree.leaves(tree)]
+
+
+def _learner(es: EvolutionStrategy, state: State, frames: str | None) -> Learner[Any]:
+    def update(params: Any, opt_state: Any, weights: np.ndarray, generation: int) -> tuple[Any, Any, Metrics]:
+        new = es.update(State(params, opt_state, state.seed, jnp.int32(generation)), np.asarray(weights, np.float32))
+        return new.params, new.opt_state, {}
+
+    settings = _settings(es, state)
+    kind = frames or ("ternary" if settings["shaping"] == "antithetic_sign" else "float32")
+    return Learner(state.params, state.opt_state, update, kind, es.population_size // 2, settings)
+
+
+def _evaluator(
+    es: EvolutionStrategy, seed: Any, fitness: Any, arguments: Callable[[int], tuple[Any, ...]], has_aux: bool
+) -> Callable[[RunState, int], Evaluated]:
+    def evaluate(state: RunState, generation: int) -> Evaluated:
+        own = State(state.parameters, state.optimizer, seed, jnp.int32(generation))
+        result = es.evaluate(own, fitness, *arguments(generation), carry=state.carry, has_aux=has_aux)
+        weights, info, evaluation = result
+        return Evaluated(np.asarray(weights), evaluation.carry, _metrics(info, evaluation.aux))
+
+    return evaluate
+
+
+def _metrics(info: Info, aux: Any) -> Metrics:
+    names = ("fitness_mean", "fitness_max", "fitness_min", "fitness_std", "sigma")
+    own = {name: float(getattr(info, name)) for name in names} | {"nan_count": int(info.nan_count)}
+    return own | {name: float(np.mean(value)) for name, value in (aux or {}).items()}
+
+
+def _as_state(state: RunState, seed: Any, generation: int) -> State:
+    return State(state.parameters, state.optimizer, seed, jnp.int32(generation))
