@@ -50,6 +50,7 @@ BAD = {
     "lanes longer than the corpus": "pretrain --data ../data/fine.txt --seq-len 4000",
     "width": "pretrain --width 32",
     "width of 4": "pretrain --width 4",
+    "a model beyond any memory": "pretrain --width 1048576 --layers 1000",
     "group size that does not divide": "pretrain --group-size 48",
     "odd group size": "pretrain --group-size 3",
     "group size of 0": "pretrain --group-size 0",

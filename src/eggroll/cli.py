@@ -120,10 +120,12 @@ LEARNERS = {"pretrain": "eggroll.pretrain.job"}
 
 
 def _learner_for(header: dict[str, Any], base: Path | None) -> Any:
+    from eggroll.runs.folder import shown
+
     job = header.get("job")
     if not isinstance(job, str) or job not in LEARNERS:
         raise UsageError(
-            f"expected a journal of {', '.join(LEARNERS)}, got one of {str(job)[:40]!r}; the journal of a strategy of "
+            f"expected a journal of {', '.join(LEARNERS)}, got one of {shown(job)}; the journal of a strategy of "
             "your own is replayed with eggroll.replay(…) in Python"
         )
     return importlib.import_module(LEARNERS[job]).learner_of(header, base)

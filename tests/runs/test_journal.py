@@ -84,7 +84,7 @@ HOSTILE = {
     "header that is no JSON": (forged(pack(Frame(Kind.HEADER, 0, b"{"))), "a header in JSON"),
     "header of nested lists": (forged(pack(Frame(Kind.HEADER, 0, b"[" * 100_000))), "a header in JSON"),
     "header that is a list": (forged(pack(Frame(Kind.HEADER, 0, b"[]"))), "an object, got list"),
-    "header that is long": (forged(pack(Frame(Kind.HEADER, 0, b" " * (2**22 + 1)))), "a header of at most"),
+    "header that is long": (forged(pack(Frame(Kind.HEADER, 0, b" " * (2**22 + 1)))), "headers of at most"),
     "unknown frames": (
         forged(header(frames="int4")),
         "frames among .* in the header, got 'int4'",

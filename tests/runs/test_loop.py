@@ -250,7 +250,7 @@ def test_a_journal_damaged_in_the_middle(tmp_path):
     folder = train(tmp_path / "run", Fake())[1]
     data = bytearray(folder.journal.read_bytes())
     with Journal.open(folder.journal) as journal:
-        at = journal._weights[3] + 15
+        at = journal._starts[3] + 15
     data[at] ^= 1
     folder.journal.write_bytes(data)
     said = train(tmp_path / "run", Fake())[2]
@@ -292,7 +292,7 @@ def test_another_job_is_refused(tmp_path, change):
         job.learner.optimizer = (np.zeros(2, np.int32),)
     else:
         job.name = "other"
-    with pytest.raises(RunError, match=r"expected a journal with \w+ .*, got .*; use its own settings"):
+    with pytest.raises(RunError, match=r"expected a journal with '\w+' .*, got .* in .*; use the settings"):
         loop.run(job, folder, extra={})
     assert {path: path.read_bytes() for path in before} == before
 

@@ -7,12 +7,15 @@ line per generation. Nothing that exists is overwritten.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
+import reprlib
 import secrets
 import shutil
 import socket
+import stat
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,6 +28,10 @@ _WORDS = (  # noqa: SIM905 (a list would take 50 lines)
     "hazel iris ivory juniper lark laurel linden lotus maple marsh meadow mesa moss oak olive opal otter pearl pine "
     "plover quartz raven reed ridge river robin sage shore sparrow spruce stone swift thistle tulip valley willow wren"
 ).split()
+
+
+JSON_LIMIT = 4 * 2**20
+"""Most bytes of JSON to parse: it then stays below 256 MiB in memory, whatever it says."""
 
 
 class RunError(UsageError):
@@ -44,6 +51,32 @@ def writing(path: Path) -> Iterator[None]:
         raise RunError(
             f"expected to write {path}, got {error.strerror or error}; mend that, then go on with --resume"
         ) from None
+
+
+def open_plain(path: str | Path, flags: int) -> int:
+    """`os.open` of a plain file; an opener for `open`.
+
+    Raises:
+      OSError: it cannot be opened, or is something else, such as a pipe, which would be waited for.
+    """
+    file = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK)
+    if stat.S_ISREG(os.fstat(file).st_mode):
+        return file
+    os.close(file)
+    raise OSError(errno.EINVAL, "no plain file")
+
+
+def shown(value: object) -> str:
+    """A value from a file, for a complaint: printable, short, however deep or long it is."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxlong = short.maxother = 80
+    return short.repr(value)[:120]
+
+
+def reason(error: BaseException) -> str:
+    """What an exception says, for a complaint: printable, on one line."""
+    line = " ".join(str(error).split())[:200]
+    return "".join(c if c.isprintable() else "?" for c in line) or type(error).__name__
 
 
 def replace_file(path: Path, pieces: Iterable[bytes]) -> None:
@@ -186,14 +219,17 @@ class RunFolder:
         """Read a JSON object of the run.
 
         Raises:
-          RunError: the file is missing or is no JSON object.
+          RunError: the file is missing, too long, or no JSON object.
         """
         try:
-            value = json.loads((self.path / name).read_text(encoding="utf-8"))
+            with open(self.path / name, "rb", opener=open_plain) as file:
+                data = file.read(JSON_LIMIT + 1)
+            if len(data) > JSON_LIMIT:
+                raise ValueError(f"more than {JSON_LIMIT:,} bytes")
+            value = json.loads(data.decode("utf-8"))
         except (OSError, ValueError, RecursionError) as error:
-            reason = " ".join(str(error).split())[:200]
             raise RunError(
-                f"expected a readable {name} in {self.path}, got {reason}; give the folder of a run"
+                f"expected a readable {name} in {self.path}, got {reason(error)}; give the folder of a run"
             ) from None
         if not isinstance(value, dict):
             raise RunError(f"expected an object in {self.path / name}, got {type(value).__name__}; the file is damaged")

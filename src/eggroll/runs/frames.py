@@ -21,6 +21,8 @@ from eggroll.runs.folder import RunError
 
 FRAME_LIMIT = 64 * 2**20
 """Most bytes of a frame after its length."""
+LOST_LIMIT = 2**20
+"""Most lost members of a generation: as a tuple so many take 45 MiB."""
 LENGTH = struct.Struct("<I")
 _HEAD = struct.Struct("<BQ")
 _WORD = struct.Struct("<I")
@@ -63,8 +65,13 @@ def pack(frame: Frame) -> bytes:
     """A frame as the journal holds it.
 
     Raises:
-      JournalError: it is longer than a frame may be.
+      JournalError: it is longer than a frame may be, or has more lost members.
     """
+    if len(frame.lost) > LOST_LIMIT:
+        raise JournalError(
+            f"expected at most {LOST_LIMIT:,} lost members, got {len(frame.lost):,} in generation {frame.generation}; "
+            "mend the evaluation"
+        )
     lost = np.asarray(sorted(frame.lost), "<u4").tobytes()
     length = SMALLEST + len(frame.payload) + len(lost)
     if length > FRAME_LIMIT:
@@ -79,14 +86,14 @@ def pack(frame: Frame) -> bytes:
 
 def is_whole(data: bytes) -> bool:
     """Whether `data`, length included, ends in the crc of what comes before."""
-    return len(data) >= OVERHEAD and zlib.crc32(data[:-4]) == _WORD.unpack(data[-4:])[0]
+    return len(data) >= OVERHEAD and zlib.crc32(memoryview(data)[:-4]) == _WORD.unpack(data[-4:])[0]
 
 
 def unpack(data: bytes) -> Frame:
     """Take a whole frame apart.
 
     Raises:
-      JournalError: its kind is unknown, or its lost members are no ascending list within it.
+      JournalError: its kind is unknown, or its lost members are too many or no ascending list within it.
     """
     number, generation = _HEAD.unpack_from(data, LENGTH.size)
     (count,) = _WORD.unpack_from(data, len(data) - 8)
@@ -95,6 +102,11 @@ def unpack(data: bytes) -> Frame:
         raise JournalError(
             f"expected a frame that holds its {count:,} lost members, got {len(data)} bytes in generation "
             f"{generation}; the journal is damaged or forged"
+        )
+    if count > LOST_LIMIT:
+        raise JournalError(
+            f"expected at most {LOST_LIMIT:,} lost members, got {count:,} in generation {generation}; "
+            "the journal is damaged or forged"
         )
     lost = np.frombuffer(data[start:end], "<u4")
     if (lost[1:] <= lost[:-1]).any():
@@ -150,11 +162,11 @@ def _encode_ternary(weights: np.ndarray) -> bytes:
     return ((digits + 1) @ _POWERS).astype(np.uint8).tobytes()
 
 
-def decode_weights(kind: Kind, payload: bytes, count: int) -> np.ndarray:
-    """The weights of a payload: (count,) int8 for ternary frames, float32 for the others.
+def check_payload(kind: Kind, payload: bytes, count: int) -> None:
+    """Refuse what no encoder writes, without the memory that the decoded weights would take.
 
     Raises:
-      JournalError: the payload has another length, or holds what no encoder writes.
+      JournalError: the payload has another length, or holds such a thing.
     """
     if len(payload) != payload_bytes(kind, count):
         raise JournalError(
@@ -162,23 +174,30 @@ def decode_weights(kind: Kind, payload: bytes, count: int) -> np.ndarray:
             f"{len(payload):,}; the journal is damaged or forged"
         )
     if kind is Kind.TERNARY:
-        return _decode_ternary(payload, count)
-    weights = np.frombuffer(payload, _DTYPES[kind]).astype(np.float32)
-    if not np.isfinite(weights).all():
+        _check_ternary(np.frombuffer(payload, np.uint8), count)
+    elif not np.isfinite(np.frombuffer(payload, _DTYPES[kind])).all():
         raise JournalError("expected finite weights, got NaN or infinity; the journal is damaged or forged")
-    return weights
 
 
-def _decode_ternary(payload: bytes, count: int) -> np.ndarray:
-    digits = np.frombuffer(payload, np.uint8)
+def _check_ternary(digits: np.ndarray, count: int) -> None:
     if len(digits) and digits.max() >= len(_TABLE):
         raise JournalError(
             f"expected bytes up to {len(_TABLE) - 1} in a ternary frame, got {digits.max()}; "
             "the journal is damaged or forged"
         )
-    weights = _TABLE[digits].reshape(-1)
-    if weights[count:].any():
+    if count % _DIGITS and _TABLE[digits[-1], count % _DIGITS :].any():
         raise JournalError(
             "expected spare digits of 1 at the end of a ternary frame, got others; the journal is damaged or forged"
         )
-    return weights[:count]
+
+
+def decode_weights(kind: Kind, payload: bytes, count: int) -> np.ndarray:
+    """The weights of a payload: (count,) int8 for ternary frames, float32 for the others.
+
+    Raises:
+      JournalError: as `check_payload`.
+    """
+    check_payload(kind, payload, count)
+    if kind is Kind.TERNARY:
+        return _TABLE[np.frombuffer(payload, np.uint8)].reshape(-1)[:count]
+    return np.frombuffer(payload, _DTYPES[kind]).astype(np.float32)

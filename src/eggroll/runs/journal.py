@@ -16,13 +16,14 @@ import contextlib
 import json
 import os
 from array import array
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from eggroll.runs.folder import replace_file, writing
+from eggroll.runs.folder import JSON_LIMIT, open_plain, reason, replace_file, shown, writing
 from eggroll.runs.frames import (
     FRAME_LIMIT,
     LENGTH,
@@ -32,6 +33,7 @@ from eggroll.runs.frames import (
     Frame,
     JournalError,
     Kind,
+    check_payload,
     decode_weights,
     encode_weights,
     is_whole,
@@ -41,10 +43,10 @@ from eggroll.runs.frames import (
 )
 
 MAGIC = b"EGGROLL\x01"
-HEADER_LIMIT = 4 * 2**20
-"""Most bytes of a header: JSON of that size stays below 256 MiB in memory."""
-WEIGHTS_LIMIT = 2**26
-"""Most weights of a generation."""
+HEADER_LIMIT = JSON_LIMIT
+"""Most bytes of all headers of a journal together."""
+WEIGHTS_LIMIT = 2**24
+"""Most weights of a generation: about as many as a frame of float32 holds."""
 _PIECE = 2**20
 
 
@@ -78,9 +80,9 @@ class Journal:
     def __init__(self, path: Path, file: int) -> None:
         self.path, self._file = path, file
         self.segments: list[Segment] = []
-        self._weights = array("Q")  # offset of each generation's weights
-        self._shared: dict[int, int] = {}
-        self._end, self._largest, self.torn = len(MAGIC), 0, 0
+        self._starts = array("Q")  # offset of each generation's shared state, or where it has none of its weights
+        self._half: int | None = None  # offset of shared state whose weights are to come
+        self._end, self._largest, self._headers, self.torn = len(MAGIC), 0, 0, 0
 
     # ── opening ──
 
@@ -109,7 +111,7 @@ class Journal:
           JournalError: there is none, it is of another version, or a whole frame is wrong.
         """
         try:
-            file = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
+            file = open_plain(path, os.O_RDWR if writable else os.O_RDONLY)
         except OSError as error:
             raise JournalError(
                 f"expected a journal that can be {'written' if writable else 'read'}, got {path}: {error.strerror}; "
@@ -133,18 +135,25 @@ class Journal:
             got = f"version {magic[-1]}" if known and len(magic) == len(MAGIC) else f"{magic!r}"
             raise JournalError(f"expected a journal of version {MAGIC[-1]}, got {got} in {self.path}; use another file")
         whole = self._end
-        while (data := self._next(size)) is not None:
-            frame = unpack(data)
-            self._note(frame)
-            self._end += len(data)
-            if frame.kind is not Kind.HEADER:
-                self._largest = max(self._largest, len(data))
-            if frame.kind is not Kind.SHARED:  # alone it is half a generation
+        while (kind := self._take(size)) is not None:
+            if kind is not Kind.SHARED:  # alone it is half a generation
                 whole = self._end
         self._end, self.torn = whole, size - whole
-        self._shared.pop(self.generations, None)
+        self._half = None
         if not self.segments:
             raise JournalError(f"expected a header in {self.path}, got none that is whole; use another file")
+
+    def _take(self, size: int) -> Kind | None:
+        """Take the next frame into the index and return its kind; None where it is short or fails its crc."""
+        data = self._next(size)
+        if data is None:
+            return None
+        frame = unpack(data)
+        self._note(frame)
+        self._end += len(data)
+        if frame.kind is not Kind.HEADER:
+            self._largest = max(self._largest, len(data))
+        return frame.kind
 
     def _next(self, size: int) -> bytes | None:
         """The next frame, or None where it is short or fails its crc."""
@@ -159,22 +168,41 @@ class Journal:
                 f"expected frames of at most {FRAME_LIMIT:,} bytes, got {length:,} in {self.path}; "
                 "the journal is damaged or forged"
             )
-        data = prefix + self._read(length, self._end + LENGTH.size)
+        data = self._read(LENGTH.size + length, self._end)
         return data if is_whole(data) else None
 
     def _note(self, frame: Frame) -> None:
         """Take a frame into the index, if it is one that may come next."""
-        if frame.generation != self.generations or (frame.kind is not Kind.HEADER and not self.segments):
-            expected = f"generation {self.generations}" if self.segments else "a header"
+        expected, fits = f"generation {self.generations}", True
+        if not self.segments:
+            expected, fits = "a header", frame.kind is Kind.HEADER
+        elif self._half is not None:
+            expected, fits = f"weights of {expected}", frame.kind not in (Kind.HEADER, Kind.SHARED)
+        if frame.generation != self.generations or not fits:
             got = f"a {frame.kind.name.lower()} frame of generation {frame.generation}"
             raise JournalError(f"expected {expected} next, got {got} in {self.path}; the journal is damaged or forged")
         if frame.kind is Kind.HEADER:
-            self.segments.append(_segment(frame, _parse_header(frame.payload)))
+            self._check_headers(frame)
+            self._add(_segment(frame, _parse_header(frame.payload)), frame)
         elif frame.kind is Kind.SHARED:
-            self._shared[frame.generation] = self._end
+            self._half = self._end
         else:
             self._check_weights(frame)
-            self._weights.append(self._end)
+            self._starts.append(self._end if self._half is None else self._half)
+            self._half = None
+
+    def _check_headers(self, frame: Frame) -> None:
+        """Before this one is parsed; all stay in memory."""
+        size = self._headers + len(frame.payload)
+        if size > HEADER_LIMIT:
+            raise JournalError(
+                f"expected headers of at most {HEADER_LIMIT:,} bytes together, got {size:,} in {self.path}; "
+                "use another journal"
+            )
+
+    def _add(self, segment: Segment, frame: Frame) -> None:
+        self.segments.append(segment)
+        self._headers += len(frame.payload)
 
     def _check_weights(self, frame: Frame) -> None:
         segment = self.segments[-1]
@@ -183,7 +211,7 @@ class Journal:
                 f"expected {segment.kind.name.lower()} frames as the header says, got {frame.kind.name.lower()} in "
                 f"generation {frame.generation}; the journal is damaged or forged"
             )
-        decode_weights(frame.kind, frame.payload, segment.weights)
+        check_payload(frame.kind, frame.payload, segment.weights)
         if frame.lost and frame.lost[-1] >= 2 * segment.weights:
             raise JournalError(
                 f"expected lost members below {2 * segment.weights}, got {frame.lost[-1]}; "
@@ -204,7 +232,7 @@ class Journal:
     @property
     def generations(self) -> int:
         """How many generations have their weights in it."""
-        return len(self._weights)
+        return len(self._starts)
 
     @property
     def header(self) -> dict[str, Any]:
@@ -218,7 +246,7 @@ class Journal:
 
     def segment_of(self, generation: int) -> Segment:
         """The header that holds for a generation."""
-        return next(s for s in reversed(self.segments) if s.generation <= generation)
+        return self.segments[bisect_right(self.segments, generation, key=lambda s: s.generation) - 1]
 
     def record(self, generation: int) -> Record:
         """What it holds of a generation.
@@ -230,15 +258,18 @@ class Journal:
             raise JournalError(
                 f"expected a generation in [0, {self.generations}) of {self.path}, got {generation}; choose another"
             )
-        frame, segment = self._frame_at(self._weights[generation]), self.segment_of(generation)
-        weights = decode_weights(frame.kind, frame.payload, segment.weights)
-        at = self._shared.get(generation)
-        return Record(weights, frame.lost, None if at is None else self._frame_at(at).payload)
+        at, shared = self._starts[generation], None
+        frame = self._frame_at(at)
+        if frame.kind is Kind.SHARED:
+            shared = frame.payload
+            frame = self._frame_at(at + OVERHEAD + len(shared) + 4 * len(frame.lost))
+        weights = decode_weights(frame.kind, frame.payload, self.segment_of(generation).weights)
+        return Record(weights, frame.lost, shared)
 
     def _frame_at(self, offset: int) -> Frame:
         prefix = self._read(LENGTH.size, offset)
         length = LENGTH.unpack(prefix)[0] if len(prefix) == LENGTH.size else 0
-        data = prefix + self._read(min(length, FRAME_LIMIT), offset + LENGTH.size)
+        data = self._read(LENGTH.size + min(length, FRAME_LIMIT), offset)
         if not is_whole(data):
             raise JournalError(f"expected the journal {self.path} as it was opened, got another; do not change it")
         return unpack(data)
@@ -275,9 +306,7 @@ class Journal:
         before = b"" if shared is None else pack(Frame(Kind.SHARED, generation, shared))
         start = self._end
         self._write(before + pack(Frame(segment.kind, generation, payload, tuple(lost))), sync=sync)
-        if shared is not None:
-            self._shared[generation] = start
-        self._weights.append(start + len(before))
+        self._starts.append(start)
         return decode_weights(segment.kind, payload, segment.weights)
 
     def append_header(self, header: dict[str, Any]) -> None:
@@ -288,8 +317,9 @@ class Journal:
         """
         frame = _header_frame(header, self.generations)
         segment = _segment(frame, header)
+        self._check_headers(frame)
         self._write(pack(frame))
-        self.segments.append(segment)
+        self._add(segment, frame)
 
     def _write(self, data: bytes, *, sync: bool = True) -> None:
         try:
@@ -312,7 +342,7 @@ class Journal:
           RunError: the path exists, or cannot be written.
         """
         upto = self.generations if generations is None else generations
-        end = self._end if upto >= self.generations else self._shared.get(upto, self._weights[upto])
+        end = self._end if upto >= self.generations else self._starts[upto]
         if path.exists():
             raise JournalError(f"expected a file that does not exist yet, got {path}; choose another name")
         replace_file(path, self._pieces(0, end))
@@ -338,14 +368,10 @@ def _header_frame(header: dict[str, Any], generation: int) -> Frame:
 
 
 def _parse_header(payload: bytes) -> dict[str, Any]:
-    if len(payload) > HEADER_LIMIT:
-        raise JournalError(
-            f"expected a header of at most {HEADER_LIMIT:,} bytes, got {len(payload):,}; the journal is forged"
-        )
     try:
         header = json.loads(payload)
     except (ValueError, RecursionError) as error:
-        raise JournalError(f"expected a header in JSON, got {str(error)[:200]}; the journal is forged") from None
+        raise JournalError(f"expected a header in JSON, got {reason(error)}; the journal is forged") from None
     if not isinstance(header, dict):
         raise JournalError(f"expected a header that is an object, got {type(header).__name__}; the journal is forged")
     return header
@@ -354,9 +380,9 @@ def _parse_header(payload: bytes) -> dict[str, Any]:
 def _segment(frame: Frame, header: dict[str, Any]) -> Segment:
     name, count = header.get("frames"), header.get("weights")
     if not isinstance(name, str) or name not in WEIGHTS:
-        raise JournalError(f"expected frames among {', '.join(WEIGHTS)} in the header, got {str(name)[:80]!r}; mend it")
+        raise JournalError(f"expected frames among {', '.join(WEIGHTS)} in the header, got {shown(name)}; mend it")
     if not isinstance(count, int) or isinstance(count, bool) or not 0 < count <= WEIGHTS_LIMIT:
         raise JournalError(
-            f"expected 1 to {WEIGHTS_LIMIT:,} weights a generation in the header, got {str(count)[:80]}; mend it"
+            f"expected 1 to {WEIGHTS_LIMIT:,} weights a generation in the header, got {shown(count)}; mend it"
         )
     return Segment(frame.generation, header, WEIGHTS[name], count)

@@ -18,7 +18,7 @@ import numpy as np
 
 from eggroll.runs import snapshots
 from eggroll.runs.environment import environment
-from eggroll.runs.folder import RunError, RunFolder
+from eggroll.runs.folder import RunError, RunFolder, shown
 from eggroll.runs.frames import JournalError, decode_weights, encode_weights
 from eggroll.runs.job import Evaluated, Job, RunState
 from eggroll.runs.journal import Journal, Record
@@ -182,12 +182,22 @@ def restored(start: RunState, tree: dict[str, Any], what: str) -> RunState:
     return state
 
 
+def _comparable(header: dict[str, Any]) -> dict[str, Any]:
+    """What must be the same to go on: settings of the strategy one by one."""
+    strategy = header.get("strategy")
+    parts = {key: header.get(key) for key in ("format", "job", "frames", "weights", "optimizer_state")}
+    return parts | (strategy if isinstance(strategy, dict) else {"strategy": strategy})
+
+
 def _check_header(journal: Journal, header: dict[str, Any]) -> None:
     """The journal is this job's: what frames look like and what they update."""
-    for key in ("format", "job", "frames", "weights", "optimizer_state", "strategy"):
-        if journal.header.get(key) != header[key]:
-            have, want = str(journal.header.get(key))[:200], str(header[key])[:200]
-            raise RunError(f"expected a journal with {key} {want}, got {have} in {journal.path}; use its own settings")
+    written, own = _comparable(journal.header), _comparable(header)
+    for key in [*own, *written]:
+        if written.get(key) != own.get(key):
+            raise RunError(
+                f"expected a journal with {key[:80]!r} {shown(own.get(key))}, got {shown(written.get(key))} in "
+                f"{journal.path}; use the settings that made it"
+            )
     if not isinstance(journal.segments[0].header.get("start_sha256"), dict):
         raise RunError(f"expected hashes of the start parameters in {journal.path}, got none; the journal is forged")
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from eggroll.runs.folder import writing
+from eggroll.runs.folder import open_plain, writing
 
 Metrics = dict[str, float | int]
 _LINE_LIMIT = 2**20
@@ -68,7 +68,7 @@ class MetricsFile:
 
 def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
     """The lines that are JSON objects, up to the first that is none."""
-    with path.open("rb") as file:
+    with open(path, "rb", opener=open_plain) as file:
         while (line := file.readline(_LINE_LIMIT)).endswith(b"\n"):
             try:
                 value = json.loads(line)

@@ -17,7 +17,7 @@ import tyro
 from eggroll.core.errors import UsageError
 from eggroll.runs import snapshots
 from eggroll.runs.environment import environment
-from eggroll.runs.folder import RunError, RunFolder
+from eggroll.runs.folder import RunError, RunFolder, shown
 from eggroll.runs.frames import JournalError
 from eggroll.runs.job import FORMAT, Learner
 from eggroll.runs.journal import Journal
@@ -112,14 +112,14 @@ def replay(
 def _learner(header: dict[str, Any], learner_of: Callable[[dict[str, Any]], Learner[Any]]) -> Learner[Any]:
     if header.get("format") != FORMAT:
         raise JournalError(
-            f"expected a journal's header of format {FORMAT}, got {str(header.get('format'))[:40]}; "
+            f"expected a journal's header of format {FORMAT}, got {shown(header.get('format'))}; "
             "use the version of eggroll that wrote it"
         )
     learner = learner_of(header)
     written, own = header.get("strategy"), learner.settings
     if not isinstance(written, dict) or written.keys() != own.keys():
         raise JournalError(
-            f"expected strategy settings {', '.join(own)} in the header, got {str(written)[:80]}; "
+            f"expected strategy settings {', '.join(own)} in the header, got {shown(written)}; "
             "use the version of eggroll that wrote it"
         )
     if (header.get("frames"), header.get("weights")) != (learner.frames, learner.weights):
@@ -130,7 +130,7 @@ def _learner(header: dict[str, Any], learner_of: Callable[[dict[str, Any]], Lear
     for name, value in own.items():
         if written[name] != value:
             raise JournalError(
-                f"expected {name} {str(written[name])[:120]}, as the journal says, got {str(value)[:120]}; "
+                f"expected {name} {shown(written[name])}, as the journal says, got {shown(value)}; "
                 "use the settings and the version that wrote it"
             )
     return learner

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from eggroll.core.errors import UsageError
-from eggroll.runs.folder import RunError
+from eggroll.runs.folder import RunError, shown
 
 T = TypeVar("T")
 NOT_RECORDED = ("run_dir", "resume", "on_change")
@@ -82,8 +82,9 @@ def from_json(kind: type[T], values: dict[str, Any], what: str) -> T:
             value = values[field.name]
             value = tuple(value) if isinstance(value, list) else value
             if not _fits(value, hints[field.name]):
-                got = repr(value)[:80]
-                raise RunError(f"expected {field.name} as {field.type} in {what}, got {got}; the file is damaged")
+                raise RunError(
+                    f"expected {field.name} as {field.type} in {what}, got {shown(value)}; the file is damaged"
+                )
             given[field.name] = float(value) if isinstance(value, int) and hints[field.name] is float else value
     return kind(**given)
 
@@ -99,4 +100,6 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, tuple) and all(_fits(item, arguments[0]) for item in value)
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+    if hint is int and type(value) is int:
+        return abs(value) < 2**64  # a complaint about one of 4,300 digits could not be printed
     return type(value) is hint or (value is None and hint is type(None))

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from eggroll.runs.frames import JournalError
+from eggroll.runs.tensors import parse_tensors
 from eggroll.runs.trees import as_arrays, filled
 
 
@@ -27,13 +27,5 @@ def unpack_shared(template: Any, data: bytes | None) -> Any:
     """
     if data is None:
         return template
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
-    try:
-        leaves = load(data)
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise JournalError(
-            f"expected shared state as safetensors, got {str(error)[:200]}; the journal is damaged or forged"
-        ) from None
-    return filled(template, leaves, "the journal's shared state")
+    what = "the journal's shared state"
+    return filled(template, parse_tensors(data, what), what)

@@ -12,6 +12,9 @@ import json
 import logging
 import math
 import shutil
+import stat
+import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,14 +22,15 @@ from typing import Any
 
 import numpy as np
 
-from eggroll.runs.folder import RunError, RunFolder, replace_file, sync_folder, writing
+from eggroll.runs.folder import JSON_LIMIT, RunError, RunFolder, reason, replace_file, shown, sync_folder, writing
 from eggroll.runs.trees import as_arrays, nested
 
 MANIFEST = "MANIFEST.json"
-_MANIFEST_LIMIT = 2**24
 SIZE_LIMIT = (64 * 2**20, 10_000)
 """A snapshot may declare arrays of so many bytes, or so many times its bytes on the disk where that is more: zeros
 compress well, a forged size does not."""
+CHUNK_LIMIT = 4096
+"""Most chunks of an array; `save` writes it as one."""
 
 
 def save(folder: RunFolder, generation: int, tree: dict[str, Any], *, keep: int) -> None:
@@ -46,7 +50,8 @@ def save(folder: RunFolder, generation: int, tree: dict[str, Any], *, keep: int)
         try:
             with writing(target):
                 folder.snapshots.mkdir(exist_ok=True)
-            _write(partial.absolute(), nested(as_arrays(tree)))
+            held = {path: leaf for path, leaf in as_arrays(tree).items() if leaf.size}  # orbax takes no empty arrays
+            _write(partial.absolute(), nested(held))
             with writing(target):
                 replace_file(partial / MANIFEST, [json.dumps(_hashes(partial)).encode()])
                 partial.rename(target)
@@ -66,8 +71,8 @@ def _write(path: Path, tree: dict[str, Any]) -> None:
             checkpointer.save(path, tree)
         return
     except Exception as error:  # a full disk raises nearly anything
-        reason = _reason(error)
-    raise RunError(f"expected to write a snapshot in {path.parent}, got {reason}; mend that, then go on with --resume")
+        why = reason(error)
+    raise RunError(f"expected to write a snapshot in {path.parent}, got {why}; mend that, then go on with --resume")
 
 
 def load(folder: RunFolder, generation: int | None = None, *, only: str | None = None) -> tuple[int, dict[str, Any]]:
@@ -95,9 +100,9 @@ def read(path: Path, *, only: str | None = None) -> dict[str, Any]:
         try:
             return _restore(path.absolute(), only)
         except Exception as error:  # a damaged checkpoint raises nearly anything
-            reason = _reason(error)
+            why = reason(error)
         gc.collect()  # asyncio logs the failure of a task when it is collected
-    raise RunError(f"expected a readable snapshot {path}, got {reason}; use another one")
+    raise RunError(f"expected a readable snapshot {path}, got {why}; use another one")
 
 
 def _restore(path: Path, only: str | None) -> dict[str, Any]:
@@ -130,10 +135,36 @@ def _check_size(tree: Any, path: Path) -> None:
     least, times = SIZE_LIMIT
     if declared > max(least, times * held):
         raise ValueError(f"arrays of {declared:,} bytes in {held:,} on the disk")
+    for leaf in jax.tree.leaves(tree):
+        _check_chunks(leaf.shape, leaf.storage.chunk_shape)
+
+
+def _check_chunks(shape: tuple[int, ...], chunks: tuple[int, ...]) -> None:
+    """Before tensorstore makes room for them, which where there is none ends the process."""
+    fit = len(chunks) == len(shape) and all(
+        0 < chunk <= max(size, 1) for size, chunk in zip(shape, chunks, strict=True)
+    )
+    if not fit or math.prod(-(-size // chunk) for size, chunk in zip(shape, chunks, strict=True)) > CHUNK_LIMIT:
+        raise ValueError(f"chunks of shape {shown(chunks)} in an array of shape {shown(shape)}")
 
 
 def _files(path: Path) -> list[Path]:
-    return sorted(file for file in path.rglob("*") if not file.is_dir() and file.name != MANIFEST)
+    """All but the manifest, sorted.
+
+    Raises:
+      ValueError: one is no plain file (a pipe would be waited for, a link leads elsewhere), or JSON of more than the
+        limit.
+    """
+    found = sorted(file for file in path.rglob("*") if file.name != MANIFEST)
+    status = {file: file.lstat() for file in found}
+    files = [file for file in found if not stat.S_ISDIR(status[file].st_mode)]
+    for file in files:
+        name = file.relative_to(path).as_posix()
+        if not stat.S_ISREG(status[file].st_mode):
+            raise ValueError(f"{shown(name)}, which is no plain file")
+        if name.startswith(("_", "array_metadatas/")) and status[file].st_size > JSON_LIMIT:
+            raise ValueError(f"{shown(name)} of more than {JSON_LIMIT:,} bytes")
+    return files
 
 
 def _hashes(path: Path) -> dict[str, list[Any]]:
@@ -156,28 +187,27 @@ def _check_manifest(path: Path) -> None:
 def _fault(path: Path) -> str | None:
     """Why a snapshot is not as it was written; None where it is."""
     try:
-        if (path / MANIFEST).stat().st_size > _MANIFEST_LIMIT:
-            raise ValueError(f"a {MANIFEST} of more than {_MANIFEST_LIMIT:,} bytes")
+        if (path / MANIFEST).stat().st_size > JSON_LIMIT:
+            raise ValueError(f"a {MANIFEST} of more than {JSON_LIMIT:,} bytes")
         written = json.loads((path / MANIFEST).read_bytes())
         sizes = {file.relative_to(path).as_posix(): file.stat().st_size for file in _files(path)}
         same = isinstance(written, dict) and {name: entry[0] for name, entry in written.items()} == sizes
         return None if same and written == _hashes(path) else "files that differ from its manifest"
     except (OSError, ValueError, RecursionError, TypeError, LookupError) as error:
-        return _reason(error)
-
-
-def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+        return reason(error)
 
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """No log lines: orbax and asyncio log what we raise."""
-    before = logging.root.manager.disable
+    """No log lines, warnings or tracebacks of callbacks: orbax, asyncio and tensorstore tell what we raise."""
+    before, hook = logging.root.manager.disable, sys.unraisablehook
     logging.disable(logging.CRITICAL)
+    sys.unraisablehook = lambda _: None
     try:
-        yield
+        with warnings.catch_warnings(action="ignore"):
+            yield
     finally:
+        sys.unraisablehook = hook
         logging.disable(before)
 
 

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from eggroll.core.distribution import leaf_paths
-from eggroll.runs.folder import RunError
+from eggroll.runs.folder import RunError, shown
 
 Leaves = dict[str, np.ndarray]
 
@@ -52,11 +52,12 @@ def filled(template: Any, leaves: Leaves, what: str) -> Any:
       RunError: a leaf is missing, too many, or of another shape or dtype.
     """
     expected = as_arrays(template)
+    leaves = {path: leaf for path, leaf in expected.items() if not leaf.size} | leaves  # no snapshot holds these
     for path in [*expected, *leaves]:
         want, have = _described(expected.get(path)), _described(leaves.get(path))
         if want != have:
             raise RunError(
-                f"expected leaf {path!r} {want} in {what}, got {have}; it belongs to other settings than these"
+                f"expected leaf {shown(path)} {want} in {what}, got {have}; it belongs to other settings than these"
             )
     values = [_like(leaf, leaves[path]) for path, leaf in zip(expected, jax.tree.leaves(template), strict=True)]
     return jax.tree.unflatten(jax.tree.structure(template), values)
@@ -118,9 +119,9 @@ def check_start(expected: dict[str, str], parameters: Any, what: str) -> None:
     found = sha256_by_leaf(parameters)
     path = first_difference(expected, found)
     if path is not None:
-        want, have = (str(side.get(path, "absent"))[:16] for side in (expected, found))
+        want, have = (shown(side.get(path, "absent")).strip("'")[:16] for side in (expected, found))
         raise RunError(
-            f"expected the start parameters of {what}, with leaf {path!r} of SHA-256 {want}…, got {have}…; "
+            f"expected the start parameters of {what}, with leaf {shown(path)} of SHA-256 {want}…, got {have}…; "
             "give the base model from which it started"
         )
 

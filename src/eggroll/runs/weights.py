@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from eggroll.runs import snapshots
 from eggroll.runs.folder import RunError, RunFolder
+from eggroll.runs.tensors import load_tensors
 from eggroll.runs.trees import Leaves, as_arrays
 
 
@@ -20,7 +20,7 @@ def load_parameters(path: Path) -> Leaves:
       RunError: it is none of these, or cannot be read.
     """
     if path.suffix == ".safetensors":
-        return _safetensors(path)
+        return load_tensors(path)
     if (path / snapshots.MANIFEST).is_file():
         return as_arrays(snapshots.read(path, only="parameters")["parameters"])
     if not (path / "config.json").is_file():
@@ -28,14 +28,3 @@ def load_parameters(path: Path) -> Leaves:
             f"expected the folder of a run or of a snapshot, or a .safetensors file, got {path}; give one of these"
         )
     return as_arrays(snapshots.load(RunFolder.open(path), only="parameters")[1]["parameters"])
-
-
-def _safetensors(path: Path) -> dict[str, Any]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    try:
-        return dict(load_file(path))
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200]
-    raise RunError(f"expected a readable safetensors file, got {path}: {reason}; use another one")
