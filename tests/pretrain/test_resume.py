@@ -234,7 +234,7 @@ def test_a_version_that_is_not_known_is_refused(capsys):
         ({"format": 2}, "format 1, got 2"),
         (
             {"strategy": header["strategy"] | {"noise": "9/table_normal"}},
-            "noise 9/table_normal, as the journal says, got 1/",
+            "noise '9/table_normal', as the journal says, got '1/",
         ),
         ({"job": "knitting"}, "a journal of pretrain, got one of 'knitting'"),
         ({"config": None}, "settings in the journal's header, got none"),

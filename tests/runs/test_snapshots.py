@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eggroll.runs import snapshots
+from eggroll.runs import snapshots, trees
 from eggroll.runs.folder import RunError, RunFolder
 
 
@@ -144,3 +144,11 @@ def test_a_full_disk(tmp_path):
     complaint, left = done.stdout.splitlines()
     assert re.fullmatch(r"expected to write a snapshot in .*, got .*; mend that, then go on with --resume", complaint)
     assert left == "['00000001'] 1"
+
+
+def test_empty_arrays_come_back(folder):
+    """Orbax takes none: they are in no snapshot, and filled in from the tree that is expected."""
+    held = {"parameters": {"none": jnp.zeros((0, 3)), "one": jnp.ones(2)}}
+    snapshots.save(folder, 1, held, keep=2)
+    back = trees.filled(held, trees.as_arrays(snapshots.load(folder)[1]), "it")
+    assert back["parameters"]["none"].shape == (0, 3) and back["parameters"]["one"].tolist() == [1, 1]

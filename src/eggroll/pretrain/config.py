@@ -11,7 +11,6 @@ from eggroll.integer.model import Config
 from eggroll.integer.update import alpha_at
 from eggroll.runs.settings import RunSettings, check_at_least
 
-
 MOST_PARAMETERS = 2**33
 """Eight gibibytes of int8; a width out of a forged journal would ask for any amount."""
 
@@ -61,10 +60,11 @@ class PretrainConfig(RunSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.model().parameter_count > MOST_PARAMETERS:
+        count = self.model().parameter_count
+        if count > MOST_PARAMETERS:
             raise UsageError(
-                f"expected a model of at most {MOST_PARAMETERS:,} parameters, got {self.model().parameter_count:,} with "
-                f"--layers {self.layers} and --width {self.width}; lower one of these"
+                f"expected a model of at most {MOST_PARAMETERS:,} parameters, got {count:,} with --layers {self.layers} "
+                f"and --width {self.width}; lower one of these"
             )
         if self.alpha > 64:
             raise UsageError(f"expected --alpha of at most 64, got {self.alpha}; the default is 4")
