@@ -49,6 +49,9 @@ def test_rounding_and_clipping():
     [
         (Kind.TERNARY, [0, 1, 2], "weights among -1, 0 and 1 for ternary frames, got 2 for pair 2"),
         (Kind.TERNARY, [0, 0.5], "got 0.5 for pair 1"),
+        (Kind.TERNARY, [0, np.nan], "got nan for pair 1"),
+        (Kind.TERNARY, [256, 0], "got 256 for pair 0"),
+        (Kind.TERNARY, np.array([0, -128], np.int8), "got -128 for pair 1"),
         (Kind.FLOAT32, [0, np.nan], "finite weights, got nan for pair 1"),
         (Kind.FLOAT16, [np.inf], "finite weights, got inf for pair 0"),
     ],

@@ -13,14 +13,14 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 
 from eggroll.core.errors import UsageError
-from eggroll.runs.charts import make_charts
-from eggroll.runs.curves import DARK, LIGHT
 from eggroll.runs.folder import RunError
-from eggroll.runs.groups import grouped
-from eggroll.runs.history import LONGEST_SAMPLE, MOST_METRICS, MOST_SAMPLES, read_run
 from eggroll.runs.report import ReportConfig, report
-from eggroll.runs.series import thinned
-from eggroll.runs.wording import compact, duration, measured, size, tick_labels
+from eggroll.runs.report.charts import make_charts
+from eggroll.runs.report.curves import DARK, LIGHT
+from eggroll.runs.report.groups import grouped
+from eggroll.runs.report.history import LONGEST_SAMPLE, MOST_METRICS, MOST_SAMPLES, read_run
+from eggroll.runs.report.series import thinned
+from eggroll.runs.report.wording import compact, duration, measured, size, tick_labels
 from tests.runs import chromium
 
 SETTINGS = {"job": "toy", "width": 16, "model": {"rank": 1}, "run_dir": "x", "generations": 12}

@@ -63,8 +63,8 @@ class PretrainConfig(RunSettings):
         count = self.model().parameter_count
         if count > MOST_PARAMETERS:
             raise UsageError(
-                f"expected a model of at most {MOST_PARAMETERS:,} parameters, got {count:,} with --layers {self.layers} "
-                f"and --width {self.width}; lower one of these"
+                f"expected a model of at most {MOST_PARAMETERS:,} parameters, got {count:,} with "
+                f"--layers {self.layers} and --width {self.width}; lower one of these"
             )
         if self.alpha > 64:
             raise UsageError(f"expected --alpha of at most 64, got {self.alpha}; the default is 4")

@@ -151,15 +151,19 @@ def encode_weights(kind: Kind, weights: np.ndarray) -> bytes:
 
 
 def _encode_ternary(weights: np.ndarray) -> bytes:
-    if not np.isin(weights, (-1, 0, 1)).all():
+    with np.errstate(invalid="ignore"):  # NaN, which is refused below
+        signs = weights.astype(np.int8, copy=False)
+    digits = signs.view(np.uint8) + np.uint8(1)  # −1 is 255, which wraps to 0
+    if digits.max(initial=0) > 2 or (signs is not weights and (signs != weights).any()):
         at = int(np.argmin(np.isin(weights, (-1, 0, 1))))
         raise JournalError(
             f"expected weights among -1, 0 and 1 for ternary frames, got {weights[at]} for pair {at}; "
             "use float32 frames, or the shaping antithetic_sign"
         )
-    digits = np.zeros((-(-len(weights) // _DIGITS), _DIGITS), np.int32)
-    digits.reshape(-1)[: len(weights)] = weights
-    return ((digits + 1) @ _POWERS).astype(np.uint8).tobytes()
+    rows = np.ones((-(-len(digits) // _DIGITS), _DIGITS), np.uint8)
+    rows.reshape(-1)[: len(digits)] = digits
+    first, second, third, fourth, fifth = rows.T
+    return (first + 3 * (second + 3 * (third + 3 * (fourth + 3 * fifth)))).tobytes()
 
 
 def check_payload(kind: Kind, payload: bytes, count: int) -> None:
@@ -199,5 +203,5 @@ def decode_weights(kind: Kind, payload: bytes, count: int) -> np.ndarray:
     """
     check_payload(kind, payload, count)
     if kind is Kind.TERNARY:
-        return _TABLE[np.frombuffer(payload, np.uint8)].reshape(-1)[:count]
+        return _TABLE.take(np.frombuffer(payload, np.uint8), axis=0).reshape(-1)[:count]
     return np.frombuffer(payload, _DTYPES[kind]).astype(np.float32)

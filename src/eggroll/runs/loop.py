@@ -149,7 +149,8 @@ class Loop:
         """The weights to update with: on the disk, and those that the journal has where it has them."""
         lost = known.lost if known is not None else evaluated.lost
         weights = np.array(evaluated.weights)
-        weights[np.array(lost, np.int64) // 2] = 0
+        if lost:
+            weights[np.array(lost, np.int64) // 2] = 0
         shared = pack_shared(evaluated.shared)
         if known is None:
             return self.journal.append(weights, lost, shared)

@@ -11,7 +11,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-REFRESHES_PER_SECOND = 2.0
+REFRESHES_PER_SECOND = 1.0
 """Drawing takes some milliseconds of a core."""
 
 

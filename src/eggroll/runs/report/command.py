@@ -10,11 +10,11 @@ from typing import Any
 import tyro
 
 from eggroll.core.errors import UsageError
-from eggroll.runs.charts import make_charts
 from eggroll.runs.folder import RunError
-from eggroll.runs.groups import grouped, shortened
-from eggroll.runs.history import read_run
-from eggroll.runs.page import make_page
+from eggroll.runs.report.charts import make_charts
+from eggroll.runs.report.groups import grouped, shortened
+from eggroll.runs.report.history import read_run
+from eggroll.runs.report.page import make_page
 
 MOST_BINS = 256
 _BINS_OF_ALL = 3072
@@ -71,7 +71,7 @@ def report(config: ReportConfig) -> dict[str, Any]:
     }
     _write(config.out, page)
     if config.png is not None:
-        from eggroll.runs.curves import png
+        from eggroll.runs.report.curves import png
 
         picture = png(charts, groups, title)
         _write(config.png, picture)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from eggroll.runs.folder import RunError, RunFolder
-from eggroll.runs.series import Series, thinned
+from eggroll.runs.report.series import Series, thinned
 
 LARGEST_JSON = 2**20
 """Bytes of `config.json`, of `summary.json` and of a line, beyond which something is wrong with them."""

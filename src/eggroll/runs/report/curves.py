@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from eggroll.runs.charts import Chart, Curve, GroupCurves
-from eggroll.runs.groups import Group, seeds
-from eggroll.runs.markup import Markup, drawable, element
-from eggroll.runs.wording import compact, tick_labels
+from eggroll.runs.report.charts import Chart, Curve, GroupCurves
+from eggroll.runs.report.groups import Group, seeds
+from eggroll.runs.report.markup import Markup, drawable, element
+from eggroll.runs.report.wording import compact, tick_labels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from eggroll.runs.charts import main_metrics
-from eggroll.runs.curves import colour, dashes
-from eggroll.runs.groups import ABSENT, Group, differences, mean_and_error, settings, shortened
-from eggroll.runs.history import Run, number
-from eggroll.runs.markup import Markup, element, join, note
-from eggroll.runs.wording import duration, measured, size, whole
+from eggroll.runs.report.charts import main_metrics
+from eggroll.runs.report.curves import colour, dashes
+from eggroll.runs.report.groups import ABSENT, Group, differences, mean_and_error, settings, shortened
+from eggroll.runs.report.history import Run, number
+from eggroll.runs.report.markup import Markup, element, join, note
+from eggroll.runs.report.wording import duration, measured, size, whole
 
 MOST_ROWS = 200
 _VERSIONS = ("eggroll", "jax", "python")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from eggroll.runs.charts import POPULATION, Chart
-from eggroll.runs.curves import DARK, LIGHT, svg
-from eggroll.runs.groups import Group, seeds, shortened
-from eggroll.runs.history import Run, Sample
-from eggroll.runs.markup import Markup, element, join, note
-from eggroll.runs.tables import final_table, runs_table, settings_section, swatch
-from eggroll.runs.wording import compact
+from eggroll.runs.report.charts import POPULATION, Chart
+from eggroll.runs.report.curves import DARK, LIGHT, svg
+from eggroll.runs.report.groups import Group, seeds, shortened
+from eggroll.runs.report.history import Run, Sample
+from eggroll.runs.report.markup import Markup, element, join, note
+from eggroll.runs.report.tables import final_table, runs_table, settings_section, swatch
+from eggroll.runs.report.wording import compact
 
 SAMPLES_OF_ALL = 64
 """Samples on a page; with many runs each shows fewer of its earlier ones."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from eggroll.runs.history import Run
+from eggroll.runs.report.history import Run
 
 ABSENT = "—"
 _NOT_SETTINGS = ("run_dir", "started", "started_at", "start_time", "created", "created_at", "date", "time", "timestamp")

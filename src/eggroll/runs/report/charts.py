@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Float64
 
-from eggroll.runs.groups import Group
-from eggroll.runs.history import Run, number
-from eggroll.runs.series import Series
-from eggroll.runs.wording import compact
+from eggroll.runs.report.groups import Group
+from eggroll.runs.report.history import Run, number
+from eggroll.runs.report.series import Series
+from eggroll.runs.report.wording import compact
 
 MOST_CHARTS = 24
 POPULATION = ("fitness_mean", "fitness_std", "fitness_min", "fitness_max")
