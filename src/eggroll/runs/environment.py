@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import platform
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
+
+from eggroll._version import __version__
 
 
 def environment() -> dict[str, Any]:
     """Versions and the device, for summaries and benchmark tables."""
     device = jax.devices()[0]
     return {
-        "eggroll": metadata.version("eggroll-es"),
+        "eggroll": __version__,
         "jax": jax.__version__,
         "python": platform.python_version(),
         "device": f"{device.platform} {device.device_kind}".strip(),
