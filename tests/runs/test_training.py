@@ -195,6 +195,9 @@ def test_a_journal_of_another_machine(tmp_path):
     forge(processor="another")
     _, found = eggroll.replay(tmp_path / "run", es, START)
     assert found["verified"] == [8] and found["differing"] == [9] and 0 < found["largest_difference"] < 1e-3
+    said = []
+    train(tmp_path / "run", es, resume=True, say=said.append)
+    assert "another device or version than this run had: floats go on the same to rounding only" in said
 
 
 def test_the_seed_words_are_kept(tmp_path):

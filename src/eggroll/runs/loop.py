@@ -80,6 +80,8 @@ class Loop:
                 f"expected at least the {journal.generations} generations that the run has, got "
                 f"{self.job.generations}; to go back, use eggroll replay --to"
             )
+        if not self.job.learner.is_integer and journal.header.get("environment") != self.environment:
+            self.say("another device or version than this run had: floats go on the same to rounding only")
         if journal.torn:
             self.say(f"{path}: cut {journal.torn:,} bytes of a torn tail after {journal.generations:,} generations")
         return journal
