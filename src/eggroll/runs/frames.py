@@ -162,8 +162,7 @@ def _encode_ternary(weights: np.ndarray) -> bytes:
         )
     rows = np.ones((-(-len(digits) // _DIGITS), _DIGITS), np.uint8)
     rows.reshape(-1)[: len(digits)] = digits
-    first, second, third, fourth, fifth = rows.T
-    return (first + 3 * (second + 3 * (third + 3 * (fourth + 3 * fifth)))).tobytes()
+    return (rows @ _POWERS.astype(np.uint8)).tobytes()  # at most 242
 
 
 def check_payload(kind: Kind, payload: bytes, count: int) -> None:
@@ -202,6 +201,11 @@ def decode_weights(kind: Kind, payload: bytes, count: int) -> np.ndarray:
       JournalError: as `check_payload`.
     """
     check_payload(kind, payload, count)
+    return decode_checked(kind, payload, count)
+
+
+def decode_checked(kind: Kind, payload: bytes, count: int) -> np.ndarray:
+    """As `decode_weights`, for a payload that was checked or has just been encoded."""
     if kind is Kind.TERNARY:
         return _TABLE.take(np.frombuffer(payload, np.uint8), axis=0).reshape(-1)[:count]
     return np.frombuffer(payload, _DTYPES[kind]).astype(np.float32)

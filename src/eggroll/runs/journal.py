@@ -34,6 +34,7 @@ from eggroll.runs.frames import (
     JournalError,
     Kind,
     check_payload,
+    decode_checked,
     decode_weights,
     encode_weights,
     is_whole,
@@ -307,7 +308,7 @@ class Journal:
         start = self._end
         self._write(before + pack(Frame(segment.kind, generation, payload, tuple(lost))), sync=sync)
         self._starts.append(start)
-        return decode_weights(segment.kind, payload, segment.weights)
+        return decode_checked(segment.kind, payload, segment.weights)
 
     def append_header(self, header: dict[str, Any]) -> None:
         """Settings that hold from the next generation on.
