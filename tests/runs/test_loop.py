@@ -220,6 +220,15 @@ def test_without_carry_the_journal_is_replayed(tmp_path):
     assert [line.get("replayed", False) for line in metrics(folder)] == [g == 4 for g in range(7)]
 
 
+def test_metrics_that_were_taken_out_cost_no_others(tmp_path):
+    folder = stopped_at(tmp_path / "run", 5)
+    path = folder.path / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines[1:3], lines[4]]))
+    train(tmp_path / "run", Fake())
+    assert [line["generation"] for line in metrics(folder)] == [1, 2, 4, 5, 6]
+
+
 def test_a_torn_tail_is_cut_and_said(tmp_path):
     whole = train(tmp_path / "whole", Fake())[1]
     folder = stopped_at(tmp_path / "run", 4)

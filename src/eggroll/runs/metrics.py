@@ -30,6 +30,8 @@ class MetricsFile:
     def open(cls, path: Path, generations: int) -> MetricsFile:
         """Go on with the lines of generations below `generations`; later ones and a torn last line are cut.
 
+        Lines that somebody took out in between cost none of the others.
+
         Raises:
           RunError: it cannot be written.
         """
@@ -37,9 +39,10 @@ class MetricsFile:
         with writing(path):
             if path.exists():
                 for line, value in _lines(path):
-                    if value.get("generation") != following or following >= generations:
+                    generation = value.get("generation")
+                    if type(generation) is not int or not following <= generation < generations:
                         break
-                    end, following = end + len(line), following + 1
+                    end, following = end + len(line), generation + 1
                 os.truncate(path, end)
             return cls(path, following)
 
