@@ -7,6 +7,7 @@ around each call that writes something down; then `eggroll replay`. Prints one l
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import pty
@@ -94,8 +95,7 @@ def main() -> None:
     clock.around_drawing()
     with tempfile.TemporaryDirectory() as folder:
         run_dir = Path(folder) / "run"
-        settings = {"run_dir": run_dir, "generations": arguments.generations}
-        config = type(preset("demo"))(**{**vars(preset("demo")), **settings})
+        config = dataclasses.replace(preset("demo"), run_dir=run_dir, generations=arguments.generations)
         outcome = on_a_terminal(lambda: pretrain(config, report=lambda line: None))
         lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
         training = sum(line["seconds"] for line in lines)

@@ -80,25 +80,34 @@ def reason(error: BaseException) -> str:
 
 
 def replace_file(path: Path, pieces: Iterable[bytes]) -> None:
-    """Write a file whole or not at all: under another name, synced, then renamed.
+    """`put_whole`, of a run's own file.
 
     Raises:
       RunError: it cannot be written; what was there is as it was.
     """
-    temporary = path.with_name(f".{path.name}.partial")
     with writing(path):
-        try:
-            with temporary.open("wb") as file:
-                for piece in pieces:
-                    file.write(piece)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise
-        sync_folder(path.parent)
+        put_whole(path, pieces)
+
+
+def put_whole(path: Path, pieces: Iterable[bytes]) -> None:
+    """Write a file whole or not at all: under another name, synced, then renamed.
+
+    Raises:
+      OSError: it cannot be written; what was there is as it was.
+    """
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        with temporary.open("wb") as file:
+            for piece in pieces:
+                file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    sync_folder(path.parent)
 
 
 def sync_folder(path: Path) -> None:

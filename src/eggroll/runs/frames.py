@@ -30,7 +30,7 @@ SMALLEST = _HEAD.size + 2 * _WORD.size
 OVERHEAD = LENGTH.size + SMALLEST
 """Bytes of a frame without payload and lost members: 21."""
 _DIGITS = 5
-_POWERS = 3 ** np.arange(_DIGITS, dtype=np.int32)
+_POWERS = np.array([1, 3, 9, 27, 81], np.uint8)
 _TABLE = (np.arange(3**_DIGITS, dtype=np.int32)[:, None] // _POWERS % 3 - 1).astype(np.int8)
 
 
@@ -162,7 +162,7 @@ def _encode_ternary(weights: np.ndarray) -> bytes:
         )
     rows = np.ones((-(-len(digits) // _DIGITS), _DIGITS), np.uint8)
     rows.reshape(-1)[: len(digits)] = digits
-    return (rows @ _POWERS.astype(np.uint8)).tobytes()  # at most 242
+    return (rows @ _POWERS).tobytes()  # at most 242
 
 
 def check_payload(kind: Kind, payload: bytes, count: int) -> None:

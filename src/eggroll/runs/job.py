@@ -7,7 +7,7 @@ members are evaluated, what is measured and how often).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax
@@ -119,7 +119,7 @@ class Job(Generic[P]):
     carry: Any = None
     shared: Any = ()
     sample: Callable[[P], str] | None = None
-    trackers: tuple[str, ...] = field(default=())
+    trackers: tuple[str, ...] = ()
     log_every: int = 0
 
     def start(self) -> RunState:

@@ -57,7 +57,6 @@ class Loop:
         with ExitStack() as stack:
             stack.enter_context(folder.locked())
             self.journal = stack.enter_context(self._journal())
-            check_start(self.journal.segments[0].header["start_sha256"], job.learner.parameters, str(folder.path))
             self._settle_config()
             self.generation, self.state = self._standing()
             self.metrics = MetricsFile.open(folder.path / "metrics.jsonl", self.journal.generations)
@@ -71,15 +70,10 @@ class Loop:
         journal = Journal.open(path, writable=True)
         try:
             _check_header(journal, header)
+            check_generations(journal, self.job.generations)
         except BaseException:
             journal.close()
             raise
-        if journal.generations > self.job.generations:
-            journal.close()
-            raise RunError(
-                f"expected at least the {journal.generations} generations that the run has, got "
-                f"{self.job.generations}; to go back, use eggroll replay --to"
-            )
         if not self.job.learner.is_integer and journal.header.get("environment") != self.environment:
             self.say("another device or version than this run had: floats go on the same to rounding only")
         if journal.torn:
@@ -110,7 +104,8 @@ class Loop:
             except RunError as error:
                 self.say(f"passed over the snapshot of generation {generation}: {error}")
                 continue
-            return generation, restored(start, tree, f"the snapshot of generation {generation} in {self.folder.path}")
+            what = f"the snapshot of generation {generation} in {self.folder.path}"
+            return generation, filled(start, as_arrays(tree), what)
         return 0, start
 
     def close(self) -> None:
@@ -175,14 +170,17 @@ class Loop:
         snapshots.save(self.folder, self.generation, self.state._asdict(), keep=self.job.snapshots_kept)
 
 
-def restored(start: RunState, tree: dict[str, Any], what: str) -> RunState:
-    """The state in a snapshot's tree, if its leaves are like those of `start`.
+def check_generations(journal: Journal, generations: int) -> None:
+    """Refuse to end before the journal does.
 
     Raises:
-      RunError: they are not; the first that differs is named.
+      RunError: it has more generations than these.
     """
-    state: RunState = filled(start, as_arrays(tree), what)
-    return state
+    if journal.generations > generations:
+        raise RunError(
+            f"expected at least the {journal.generations} generations that the run has, got {generations}; "
+            "to go back, use eggroll replay --to"
+        )
 
 
 def _comparable(header: dict[str, Any]) -> dict[str, Any]:
@@ -201,8 +199,7 @@ def _check_header(journal: Journal, header: dict[str, Any]) -> None:
                 f"expected a journal with {key[:80]!r} {shown(own.get(key))}, got {shown(written.get(key))} in "
                 f"{journal.path}; use the settings that made it"
             )
-    if not isinstance(journal.segments[0].header.get("start_sha256"), dict):
-        raise RunError(f"expected hashes of the start parameters in {journal.path}, got none; the journal is forged")
+    check_start(journal.segments[0].header.get("start_sha256"), header["start_sha256"], str(journal.path.parent))
 
 
 def run(

@@ -8,7 +8,7 @@ from typing import Any
 from eggroll.runs.folder import RunError, RunFolder
 from eggroll.runs.job import Job
 from eggroll.runs.journal import Journal
-from eggroll.runs.loop import Loop
+from eggroll.runs.loop import Loop, check_generations
 from eggroll.runs.settings import OBSERVING
 from eggroll.runs.trees import as_arrays, check_start, filled
 
@@ -63,17 +63,14 @@ def change_settings(old: Job[Any], new: Job[Any], folder: RunFolder, *, say: Cal
       RunError: a state under the old settings does not fit the new ones; nothing has changed.
     """
     with Loop(old, folder, say=say) as loop:
-        check_start(loop.journal.segments[0].header["start_sha256"], new.learner.parameters, "the run")
+        header = new.header(loop.environment)
+        check_start(loop.journal.segments[0].header.get("start_sha256"), header["start_sha256"], "the run")
         filled(new.start(), as_arrays(loop.state), "the state under the recorded settings")
-        if new.generations < loop.journal.generations:
-            raise RunError(
-                f"expected --generations of at least the {loop.journal.generations} that the run has, got "
-                f"{new.generations}; to go back, use eggroll replay --to"
-            )
+        check_generations(loop.journal, new.generations)
         while loop.generation < loop.journal.generations:
             line = loop.advance()
             if loop.is_new(line):
                 loop.metrics.append(line)
         loop.snapshot()
-        loop.journal.append_header(new.header(loop.environment))
+        loop.journal.append_header(header)
         folder.write_json("config.json", new.config)

@@ -110,13 +110,17 @@ def first_difference(expected: dict[str, str], found: dict[str, str]) -> str | N
     return next((path for path in paths if expected.get(path) != found.get(path)), None)
 
 
-def check_start(expected: dict[str, str], parameters: Any, what: str) -> None:
+def check_start(expected: Any, found: dict[str, str], what: str) -> None:
     """Refuse start parameters that are not those of a journal.
 
+    Args:
+      expected: what the header of `what` says.
+      found: `sha256_by_leaf` of the parameters.
     Raises:
-      RunError: a leaf differs, the first of which is named with both hashes.
+      RunError: the header has no hashes, or a leaf differs, the first of which is named with both.
     """
-    found = sha256_by_leaf(parameters)
+    if not isinstance(expected, dict):
+        raise RunError(f"expected hashes of the start parameters in {what}, got none; the journal is forged")
     path = first_difference(expected, found)
     if path is not None:
         want, have = (shown(side.get(path, "absent")).strip("'")[:16] for side in (expected, found))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import tyro
 
 from eggroll.core.errors import UsageError
-from eggroll.runs.folder import RunError
+from eggroll.runs.folder import RunError, put_whole
 from eggroll.runs.report.charts import make_charts
 from eggroll.runs.report.groups import grouped, shortened
 from eggroll.runs.report.history import read_run
@@ -85,13 +84,8 @@ def _counted(count: int, name: str) -> str:
 
 def _write(path: Path, content: bytes) -> None:
     """Write a file whole or not at all, replacing what is there."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_bytes(content)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        put_whole(path, [content])
     except OSError as error:
         raise RunError(f"expected a file that can be written, got {path}: {error.strerror}; name another") from None

@@ -174,8 +174,6 @@ def _config(path: Path) -> dict[str, Any]:
         return folder.read_json("config.json")
     except OSError as error:
         raise RunError(f"expected a readable config.json in {path}, got {error}; give the folder of a run") from None
-    except RecursionError:
-        raise RunError(f"expected a flat config.json in {path}, got too many levels; the file is damaged") from None
 
 
 def _summary(path: Path, notes: list[str]) -> dict[str, Any] | None:
@@ -185,7 +183,7 @@ def _summary(path: Path, notes: list[str]) -> dict[str, Any] | None:
             return None
         if file.is_file() and file.stat().st_size <= LARGEST_JSON:
             return RunFolder(path).read_json("summary.json")
-    except (OSError, RunError, RecursionError):
+    except (OSError, RunError):
         pass
     notes.append("summary.json cannot be read")
     return None
