@@ -29,7 +29,7 @@ from eggroll.integer.model import init_parameters, zero_state
 from eggroll.integer.population import evaluate
 from eggroll.integer.update import pair_signs, threshold, update
 from eggroll.pretrain.config import PretrainConfig
-from eggroll.pretrain.job import chunk_pairs
+from eggroll.pretrain.population import chunk_pairs
 from eggroll.runs.environment import environment
 
 MATMUL_FLOP_PER_BYTE = 2 * 12 * 256**2 * 6

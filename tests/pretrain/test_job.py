@@ -1,6 +1,7 @@
 """The whole job, tiny: it learns, gives the same integers every time, compiles once, and writes down what it did."""
 
 import dataclasses
+import itertools
 import json
 import sys
 from importlib import metadata
@@ -8,14 +9,18 @@ from importlib import metadata
 import jax
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from eggroll.core.errors import UsageError
 from eggroll.integer import model
 from eggroll.pretrain.config import PRESETS, PretrainConfig, preset
 from eggroll.pretrain.corpus import load_corpus
 from eggroll.pretrain.entropy import reference_entropies
-from eggroll.pretrain.job import chunk_pairs, make_job, pretrain
+from eggroll.pretrain.job import make_job, pretrain
 from eggroll.pretrain.lanes import Lanes
+from eggroll.pretrain.population import chunk_pairs, population_metrics, range_work, tally
 from eggroll.runs import snapshots
 from eggroll.runs.folder import RunFolder
 from eggroll.runs.metrics import MetricsFile
@@ -172,3 +177,34 @@ def test_nothing_is_written_when_the_corpus_is_too_short(run, tmp_path):
     with pytest.raises(UsageError, match="a corpus shorter than one window a lane; "):
         pretrain(config, report=pytest.fail)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("cuts", [(0, 32), (0, 16, 32), (0, 5, 6, 21, 32)])
+def test_ranges_come_to_what_the_whole_population_does(data, cuts):
+    corpus = load_corpus(str(data), validation_bytes=400)
+    lanes = Lanes(corpus.train, 8, 8)
+    job, work = make_job(TINY, lanes, corpus.validation), range_work(TINY, lanes)
+    state = job.start()
+    parts = []
+    for first, end in itertools.pairwise(cuts):
+        own = state._replace(carry=work.start_carry(first, end - first))
+        for generation in (0, 1):
+            part = work.evaluate(own, generation, first, end - first)
+            own = own._replace(carry=part.carry)
+        parts.append(part)
+    whole = job.evaluate(state._replace(carry=job.evaluate(state, 0).carry), 1)
+    values = np.concatenate([part.values for part in parts])
+    found = work.combine(values, [part.tally for part in parts], state)
+    np.testing.assert_array_equal(found.weights, whole.weights)
+    assert found.metrics == whole.metrics
+    carry = np.concatenate([np.asarray(part.carry) for part in parts], axis=2)
+    np.testing.assert_array_equal(carry, np.asarray(whole.carry))
+
+
+@given(hnp.arrays(np.int32, st.tuples(st.just(2), st.integers(1, 9)), elements=st.integers(-(2**20), 100)))
+def test_metrics_are_those_of_numpy(likelihood):
+    found, fitness = population_metrics([tally(likelihood)], 8), likelihood / 128
+    expected = {"mean": fitness.mean(), "max": fitness.max(), "min": fitness.min(), "std": fitness.std()}
+    for name, value in expected.items():
+        assert found[f"fitness_{name}"] == pytest.approx(value, rel=1e-9, abs=1e-9)
+    assert found["tied_pairs"] == (likelihood[0] == likelihood[1]).sum()

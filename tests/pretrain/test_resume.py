@@ -11,7 +11,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from eggroll import cli
 from eggroll.integer import model
-from eggroll.pretrain import job as job_module
+from eggroll.pretrain import population as population_module
 from eggroll.pretrain.sample import load_model
 from eggroll.runs import snapshots
 from eggroll.runs.folder import RunFolder
@@ -60,7 +60,7 @@ def pretrain(capsys, run, *flags):
 
 def killed(monkeypatch, capsys, run, generation, *flags):
     """A run whose evaluation fails in the middle: no snapshot, no summary."""
-    population = job_module._population_metrics
+    population = population_module.population_metrics
     count = []
 
     def fail(*args):
@@ -70,7 +70,7 @@ def killed(monkeypatch, capsys, run, generation, *flags):
         return population(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(job_module, "_population_metrics", fail)
+        patch.setattr(population_module, "population_metrics", fail)
         with pytest.raises(OSError, match="killed"):
             pretrain(capsys, run, *SETTINGS, *flags)
     capsys.readouterr()

@@ -18,16 +18,16 @@ import numpy as np
 from eggroll.core import noise
 from eggroll.core.errors import UsageError
 from eggroll.integer.model import Parameters, init_parameters, zero_state
-from eggroll.integer.population import evaluate, largest_divisor
-from eggroll.integer.update import alpha_at, pair_signs, threshold, update
+from eggroll.integer.update import alpha_at, threshold, update
 from eggroll.pretrain.config import PretrainConfig
 from eggroll.pretrain.corpus import Corpus, load_corpus
 from eggroll.pretrain.entropy import reference_entropies
 from eggroll.pretrain.lanes import Lanes
+from eggroll.pretrain.population import chunk_pairs, make_evaluator, seed_of
 from eggroll.pretrain.sample import sample_text
 from eggroll.pretrain.validation import make_validator
 from eggroll.runs.folder import RunFolder
-from eggroll.runs.job import Evaluated, Evaluator, Job, Learner, RunState, Updater
+from eggroll.runs.job import Job, Learner, RunState, Updater
 from eggroll.runs.loop import Outcome, run
 from eggroll.runs.metrics import Metrics
 from eggroll.runs.resume import change_settings, check_change, differences, finished_summary, recorded_config
@@ -35,10 +35,6 @@ from eggroll.runs.settings import from_json
 from eggroll.runs.tracking import check_trackers
 from eggroll.runs.trees import filled
 from eggroll.runs.weights import load_parameters
-
-CHUNK_ELEMENTS = {"cpu": 2**16}
-"""Activations (members × width) of one chunk: what stays in a core's cache, or fills an accelerator."""
-_ACCELERATOR_ELEMENTS = 2**24
 
 
 def pretrain(config: PretrainConfig, *, report: Callable[[str], None], started: float | None = None) -> Outcome:
@@ -131,7 +127,7 @@ def make_job(config: PretrainConfig, lanes: Lanes, validation: np.ndarray) -> Jo
         name="pretrain",
         config=config.as_json(),
         learner=make_learner(config),
-        evaluate=_evaluator(config, lanes),
+        evaluate=make_evaluator(config, lanes),
         validate=lambda parameters: {"bits_per_byte": validator(parameters)},
         main_metric="bits_per_byte",
         units=("bytes", config.population_size * config.seq_len),
@@ -189,51 +185,12 @@ def learner_of(header: dict[str, Any], base: Path | None = None) -> Learner[Para
     return make_learner(from_json(PretrainConfig, config, "the journal's header"), base)
 
 
-def chunk_pairs(config: PretrainConfig) -> int:
-    """Pairs evaluated at once: as told, or as many as suit the device."""
-    pairs = config.population_size // 2
-    if config.chunk_size != "auto":
-        return config.chunk_size // 2
-    elements = CHUNK_ELEMENTS.get(jax.default_backend(), _ACCELERATOR_ELEMENTS)
-    return largest_divisor(pairs, max(1, elements // (2 * config.width)))
-
-
-def _evaluator(config: PretrainConfig, lanes: Lanes) -> Evaluator:
-    population = functools.partial(
-        evaluate, config=config.model(), group_size=config.group_size, chunk_pairs=chunk_pairs(config)
-    )
-
-    @functools.partial(jax.jit, donate_argnums=1)
-    def step(parameters: Parameters, state: jax.Array, batch: jax.Array, generation: jax.Array) -> Any:
-        likelihood, state = population(parameters, state, batch, seed=_seed(config), generation=generation)
-        return pair_signs(likelihood), likelihood, state
-
-    def evaluator(state: RunState, generation: int) -> Evaluated:
-        batch = jnp.asarray(lanes.batch(generation))
-        signs, likelihood, carry = step(state.parameters, state.carry, batch, np.int32(generation))
-        return Evaluated(np.asarray(signs), carry, _population_metrics(np.asarray(likelihood), config.seq_len))
-
-    return evaluator
-
-
-def _population_metrics(likelihood: np.ndarray, seq_len: int) -> Metrics:
-    """Fitness is the log-likelihood in bits per byte, so at most about 0; higher is better."""
-    fitness = likelihood / (16 * seq_len)
-    return {
-        "fitness_mean": float(fitness.mean()),
-        "fitness_max": float(fitness.max()),
-        "fitness_min": float(fitness.min()),
-        "fitness_std": float(fitness.std()),
-        "tied_pairs": int((likelihood[0] == likelihood[1]).sum()),
-    }
-
-
 def _updater(config: PretrainConfig) -> Updater:
     model, pairs = config.model(), config.population_size // 2
 
     @jax.jit
     def step(parameters: Parameters, signs: jax.Array, level: jax.Array, generation: jax.Array) -> Any:
-        return update(parameters, signs, level, model, seed=_seed(config), generation=generation)
+        return update(parameters, signs, level, model, seed=seed_of(config), generation=generation)
 
     def updater(
         parameters: Parameters, optimizer: Any, signs: np.ndarray, generation: int
@@ -244,10 +201,6 @@ def _updater(config: PretrainConfig) -> Updater:
         return parameters, optimizer, {"alpha": alpha, "moved_share": int(moved) / model.parameter_count}
 
     return updater
-
-
-def _seed(config: PretrainConfig) -> jax.Array:
-    return jnp.asarray(noise.seed_words(config.seed), jnp.int32)
 
 
 def _describe(config: PretrainConfig, corpus: Corpus, references: dict[str, float]) -> str:

@@ -6,7 +6,7 @@ members are evaluated, what is measured and how often).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
@@ -60,6 +60,25 @@ class Updater(Protocol):
         ...
 
 
+class Part(NamedTuple):
+    """What the evaluation of some pairs gave."""
+
+    values: np.ndarray  # (pairs, …) int8 signs, or float32 scores
+    tally: np.ndarray  # (numbers,) int64 or float64: what metrics need of them
+    carry: Any
+
+
+class RangeWork(NamedTuple):
+    """How any range of the population is evaluated, and what the parts come to; a pure function of its arguments."""
+
+    evaluate: Callable[[RunState, int, int, int], Part]
+    """(state with the carry of that range, generation, first pair, pairs); may use up the carry's buffers."""
+    combine: Callable[[np.ndarray, Sequence[np.ndarray], RunState], Evaluated]
+    """(values of all pairs in order, tallies of the ranges in order, state) → weights, metrics, shared state."""
+    start_carry: Callable[[int, int], Any] | None
+    """(first pair, pairs) → carry at generation 0; None: the evaluation keeps nothing for each member."""
+
+
 @dataclass
 class Learner(Generic[P]):
     """What rebuilds a run from its journal.
@@ -103,6 +122,7 @@ class Job(Generic[P]):
       carry, shared: at generation 0; see `RunState`.
       sample: parameters → text, noted with every validation.
       snapshot_every, snapshots_kept, validate_every: in generations; how many.
+      gather: state → the same with all of its carry in this process, before a snapshot; where it is elsewhere.
     """
 
     name: str
@@ -121,6 +141,7 @@ class Job(Generic[P]):
     sample: Callable[[P], str] | None = None
     trackers: tuple[str, ...] = ()
     log_every: int = 0
+    gather: Callable[[RunState], RunState] | None = None
 
     def start(self) -> RunState:
         """The state at generation 0, in buffers of its own."""

@@ -167,7 +167,8 @@ class Loop:
     def snapshot(self) -> None:
         """Have the state on the disk."""
         self.metrics.sync()
-        snapshots.save(self.folder, self.generation, self.state._asdict(), keep=self.job.snapshots_kept)
+        state = self.state if self.job.gather is None else self.job.gather(self.state)
+        snapshots.save(self.folder, self.generation, state._asdict(), keep=self.job.snapshots_kept)
 
 
 def check_generations(journal: Journal, generations: int) -> None:
