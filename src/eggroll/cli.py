@@ -41,10 +41,20 @@ def pretrain(arguments: Sequence[str]) -> int:
             "expected a file, folder, glob or hf:NAME after --data, got nothing; leave --data out for "
             "the standard library"
         )
-    config = _parse(PretrainConfig, "pretrain", arguments, default=default)
+    config = _parse(PretrainConfig, "pretrain", _ray_named(arguments), default=default)
     outcome = run(config, report=_say, started=started)
     print(json.dumps(outcome.summary))
     return outcome.exit_status
+
+
+def worker(arguments: Sequence[str]) -> int:
+    """evaluate members for a run on another machine, which waits with --listen"""
+    from eggroll.distributed.launch import work_for
+    from eggroll.distributed.worker_settings import WorkerConfig
+
+    config = _parse(WorkerConfig, "worker", arguments)
+    work_for(config.address, _built_for, patience=config.patience, say=_say)
+    return 0
 
 
 def sample(arguments: Sequence[str]) -> int:
@@ -108,6 +118,7 @@ def doctor(arguments: Sequence[str]) -> int:
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "pretrain": pretrain,
     "sample": sample,
+    "worker": worker,
     "replay": replay,
     "report": report,
     "bench": bench,
@@ -116,7 +127,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 
 
 LEARNERS = {"pretrain": "eggroll.pretrain.job"}
-"""Job → module whose `learner_of` makes its learner of a journal's header."""
+"""Job → module whose `learner_of` makes its learner of a journal's header, and `worker_job` the job for a worker."""
 
 
 def _learner_for(header: dict[str, Any], base: Path | None) -> Any:
@@ -129,6 +140,26 @@ def _learner_for(header: dict[str, Any], base: Path | None) -> Any:
             "your own is replayed with eggroll.replay(…) in Python"
         )
     return importlib.import_module(LEARNERS[job]).learner_of(header, base)
+
+
+def _built_for(welcome: dict[str, Any]) -> Any:
+    """A run's job, for a worker."""
+    from eggroll.runs.folder import shown
+
+    job = welcome["header"].get("job")
+    if not isinstance(job, str) or job not in LEARNERS:
+        raise UsageError(f"expected a run of {', '.join(LEARNERS)}, got one of {shown(job)}; use the run's version")
+    return importlib.import_module(LEARNERS[job]).worker_job(welcome)
+
+
+def _ray_named(arguments: Sequence[str]) -> list[str]:
+    """`--ray` without an address is a Ray of its own on this machine."""
+    found = []
+    for flag, after in itertools.pairwise([*arguments, ""]):
+        found.append(flag)
+        if flag == "--ray" and (not after or after.startswith("--")):
+            found.append("local")
+    return found
 
 
 def _recorded_pretrain(arguments: Sequence[str]) -> Any:

@@ -17,21 +17,23 @@ import numpy as np
 
 from eggroll.core import noise
 from eggroll.core.errors import UsageError
+from eggroll.distributed.launch import fleet_for
+from eggroll.distributed.worker import Built
 from eggroll.integer.model import Parameters, init_parameters, zero_state
 from eggroll.integer.update import alpha_at, threshold, update
 from eggroll.pretrain.config import PretrainConfig
 from eggroll.pretrain.corpus import Corpus, load_corpus
 from eggroll.pretrain.entropy import reference_entropies
 from eggroll.pretrain.lanes import Lanes
-from eggroll.pretrain.population import chunk_pairs, make_evaluator, seed_of
+from eggroll.pretrain.population import chunk_pairs, make_evaluator, range_work, seed_of
 from eggroll.pretrain.sample import sample_text
 from eggroll.pretrain.validation import make_validator
 from eggroll.runs.folder import RunFolder
-from eggroll.runs.job import Job, Learner, RunState, Updater
+from eggroll.runs.job import Job, Learner, RangeWork, RunState, Updater
 from eggroll.runs.loop import Outcome, run
 from eggroll.runs.metrics import Metrics
 from eggroll.runs.resume import change_settings, check_change, differences, finished_summary, recorded_config
-from eggroll.runs.settings import from_json
+from eggroll.runs.settings import NOT_RECORDED, OBSERVING, from_json
 from eggroll.runs.tracking import check_trackers
 from eggroll.runs.trees import filled
 from eggroll.runs.weights import load_parameters
@@ -55,11 +57,14 @@ def pretrain(config: PretrainConfig, *, report: Callable[[str], None], started: 
     else:
         config = dataclasses.replace(config, chunk_size=2 * chunk_pairs(config))
         folder = None
-    job, extra, references = _prepared(config)
+    job, extra, references, work = _prepared(config)
     if folder is None:
         folder = RunFolder.create(config.run_dir, "pretrain", config.as_json())
     report(references)
-    outcome = run(job, folder, extra=extra, prefix_seconds=time.perf_counter() - started, say=report)
+    checks = {"corpus_sha256": extra["corpus_sha256"]}
+    with fleet_for(config, job, work, folder, checks, worker_job, say=report) as fleet_job:
+        seconds = time.perf_counter() - started
+        outcome = run(fleet_job, folder, extra=extra, prefix_seconds=seconds, say=report)
     outcome.summary["peak_memory_bytes"] = peak_memory()
     folder.write_json("summary.json", outcome.summary)
     return outcome
@@ -78,7 +83,8 @@ def resumed(
     check_change(changes, config.on_change)
     wanted = config
     if config.on_change == "recorded" or not changes:
-        wanted = dataclasses.replace(recorded, run_dir=config.run_dir, track=config.track, log_every=config.log_every)
+        given = {name: getattr(config, name) for name in (*NOT_RECORDED, *OBSERVING)}
+        wanted = dataclasses.replace(recorded, **given)
     summary = finished_summary(folder, wanted.generations)
     if summary is not None:
         report(f"the run in {folder.path} is finished, after {summary['generations']} generations; nothing to do")
@@ -99,10 +105,9 @@ def recorded_settings(folder: RunFolder) -> PretrainConfig:
     return from_json(PretrainConfig, recorded, str(folder.path))
 
 
-def _prepared(config: PretrainConfig) -> tuple[Job[Parameters], dict[str, Any], str]:
-    """The job, its entries of the summary, and a line about both."""
-    corpus = load_corpus(config.data or None, validation_bytes=config.validation_bytes)
-    lanes = Lanes(corpus.train, config.population_size // config.group_size, config.seq_len)
+def _prepared(config: PretrainConfig) -> tuple[Job[Parameters], dict[str, Any], str, RangeWork]:
+    """The job, its entries of the summary, a line about both, and the job's evaluation in ranges."""
+    corpus, lanes = _corpus(config)
     references = reference_entropies(corpus.validation)
     reference_bits = {
         "unigram_entropy": references.unigram,
@@ -116,7 +121,24 @@ def _prepared(config: PretrainConfig) -> tuple[Job[Parameters], dict[str, Any], 
         "validation_bytes": len(corpus.validation),
         "parameters": config.model().parameter_count,
     }
-    return make_job(config, lanes, corpus.validation), extra, _describe(config, corpus, reference_bits)
+    described = _describe(config, corpus, reference_bits)
+    return make_job(config, lanes, corpus.validation), extra, described, range_work(config, lanes)
+
+
+def _corpus(config: PretrainConfig) -> tuple[Corpus, Lanes]:
+    corpus = load_corpus(config.data or None, validation_bytes=config.validation_bytes)
+    return corpus, Lanes(corpus.train, config.population_size // config.group_size, config.seq_len)
+
+
+def worker_job(welcome: dict[str, Any]) -> Built:
+    """The job as a worker of a fleet makes it, of the header that the run sends.
+
+    Raises:
+      UsageError: its settings are none of this job's, or the data is not on this machine.
+    """
+    config = _config_in(welcome["header"])
+    corpus, lanes = _corpus(config)
+    return Built(make_learner(config), range_work(config, lanes), (), {"corpus_sha256": corpus.sha256})
 
 
 def make_job(config: PretrainConfig, lanes: Lanes, validation: np.ndarray) -> Job[Parameters]:
@@ -179,10 +201,14 @@ def learner_of(header: dict[str, Any], base: Path | None = None) -> Learner[Para
     Raises:
       UsageError: its settings are none of this job's.
     """
+    return make_learner(_config_in(header), base)
+
+
+def _config_in(header: dict[str, Any]) -> PretrainConfig:
     config = header.get("config")
     if not isinstance(config, dict):
         raise UsageError("expected settings in the journal's header, got none; use another journal")
-    return make_learner(from_json(PretrainConfig, config, "the journal's header"), base)
+    return from_json(PretrainConfig, config, "the journal's header")
 
 
 def _updater(config: PretrainConfig) -> Updater:

@@ -70,7 +70,13 @@ def range_work(config: PretrainConfig, lanes: Lanes) -> RangeWork:
     def combine(values: np.ndarray, tallies: Sequence[np.ndarray], state: RunState) -> Evaluated:
         return Evaluated(values, None, population_metrics(tallies, config.seq_len), state.shared)
 
-    return RangeWork(one_range, combine, lambda first_pair, pairs: zero_state(model, 2, pairs))
+    return RangeWork(
+        one_range,
+        combine,
+        start_carry=lambda first_pair, pairs: zero_state(model, 2, pairs),
+        cut=lambda carry, first_pair, pairs: carry[:, :, first_pair : first_pair + pairs],
+        join=lambda carries: np.concatenate([np.asarray(carry) for carry in carries], axis=2),
+    )
 
 
 @functools.lru_cache(maxsize=64)

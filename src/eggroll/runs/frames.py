@@ -124,6 +124,23 @@ def unpack(data: bytes) -> Frame:
     return Frame(kind, generation, data[LENGTH.size + _HEAD.size : start], tuple(lost.tolist()))
 
 
+def split(data: bytes) -> list[Frame]:
+    """Frames that follow each other, as a journal holds them, each checked.
+
+    Raises:
+      JournalError: one is not whole, or as `unpack`.
+    """
+    found, start = [], 0
+    while start < len(data):
+        prefix = data[start : start + LENGTH.size]
+        end = start + LENGTH.size + (LENGTH.unpack(prefix)[0] if len(prefix) == LENGTH.size else FRAME_LIMIT)
+        if end > len(data) or not is_whole(data[start:end]):
+            raise JournalError("expected whole frames, got one that is short or fails its crc; send it again")
+        found.append(unpack(data[start:end]))
+        start = end
+    return found
+
+
 def payload_bytes(kind: Kind, count: int) -> int:
     """Bytes of `count` weights."""
     return -(-count // _DIGITS) if kind is Kind.TERNARY else count * _DTYPES[kind].itemsize

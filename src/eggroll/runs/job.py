@@ -77,6 +77,10 @@ class RangeWork(NamedTuple):
     """(values of all pairs in order, tallies of the ranges in order, state) → weights, metrics, shared state."""
     start_carry: Callable[[int, int], Any] | None
     """(first pair, pairs) → carry at generation 0; None: the evaluation keeps nothing for each member."""
+    cut: Callable[[Any, int, int], Any] = lambda carry, first, pairs: carry
+    """(carry of all members, first pair, pairs) → that of a range."""
+    join: Callable[[Sequence[Any]], Any] = lambda carries: None
+    """Carries of ranges that tile the population, in order → that of all members, in NumPy."""
 
 
 @dataclass

@@ -13,7 +13,7 @@ from eggroll.core.errors import UsageError
 from eggroll.runs.folder import RunError, shown
 
 T = TypeVar("T")
-NOT_RECORDED = ("run_dir", "resume", "on_change")
+NOT_RECORDED = ("run_dir", "resume", "on_change", "ray", "workers", "worker_gpus", "listen", "lease_seconds")
 """Settings that say where and how to start, not what runs."""
 OBSERVING = ("log_every", "track")
 """Settings that change nothing of the run: on `--resume` those given count."""
@@ -37,12 +37,40 @@ class RunSettings:
     """Generations between plain lines of progress on standard error; 0: none."""
     track: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Where else metrics go: tensorboard, wandb (the extra track)."""
+    ray: str = ""
+    """Have workers evaluate that Ray starts: on this machine (--ray alone), or on the cluster at this address."""
+    workers: int = 0
+    """Workers of a fleet: that Ray starts, or that --listen waits for before it begins."""
+    worker_gpus: float = 0.0
+    """GPUs that Ray sets aside for each worker; 0: a CPU core."""
+    listen: str = ""
+    """HOST:PORT where workers are waited for (eggroll worker HOST:PORT); with --ray alone: a free port of loopback."""
+    lease_seconds: float = 10.0
+    """Seconds, at least, after which a late worker's range of members is given to another one too."""
 
     def __post_init__(self) -> None:
         for name, least in (("snapshot_every", 1), ("snapshots_kept", 1), ("log_every", 0)):
             check_at_least(name, getattr(self, name), least)
+        self._check_fleet()
         if self.resume and self.run_dir is None:
             raise UsageError("expected --run-dir with --resume, got none; give the folder of the run to go on with")
+
+    def _check_fleet(self) -> None:
+        check_at_least("workers", self.workers, 0)
+        if not self.lease_seconds > 0 or not self.worker_gpus >= 0:
+            raise UsageError(
+                f"expected --lease-seconds > 0 and --worker-gpus >= 0, got {self.lease_seconds} and "
+                f"{self.worker_gpus}; the defaults are 10 and 0"
+            )
+        if self.is_fleet and not self.workers:
+            raise UsageError("expected --workers with --ray or --listen, got none; say how many, such as --workers 2")
+        if self.workers and not self.is_fleet:
+            raise UsageError("expected --ray or --listen HOST:PORT with --workers, got neither; add --ray")
+
+    @property
+    def is_fleet(self) -> bool:
+        """Whether workers evaluate the population."""
+        return bool(self.ray or self.listen)
 
     def as_json(self) -> dict[str, Any]:
         """What `config.json` and the journal record."""

@@ -1,0 +1,90 @@
+"""A job's flags to a fleet: nothing, workers that Ray starts, or workers that people start."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from eggroll.core.errors import UsageError
+from eggroll.distributed.connection import serve
+from eggroll.distributed.fleet import FleetOptions, on_fleet
+from eggroll.distributed.ray_fleet import Placement, ray_workers
+from eggroll.distributed.worker import Built, Worker
+from eggroll.runs.folder import RunFolder
+from eggroll.runs.job import Job, RangeWork
+from eggroll.runs.settings import RunSettings
+
+TOKEN = "EGGROLL_TOKEN"
+"""Environment variable with the secret that workers and coordinator share."""
+Build = Callable[[dict[str, Any]], Built]
+
+
+@contextmanager
+def fleet_for(
+    settings: RunSettings,
+    job: Job[Any],
+    work: RangeWork,
+    folder: RunFolder,
+    checks: dict[str, Any],
+    build: Build,
+    *,
+    say: Callable[[str], None],
+) -> Iterator[Job[Any]]:
+    """The job as the flags want it evaluated: by workers, or as it is.
+
+    Args:
+      work: the evaluation in ranges.
+      checks: JSON about the data, which workers compare with their own.
+      build: a run's settings → the job, in a worker; a function of an importable module.
+      say: takes lines for a person.
+    Raises:
+      UsageError: an address cannot be used, there is no token, or Ray cannot be started.
+    """
+    if not settings.is_fleet:
+        yield job
+        return
+    listen = host_and_port(settings.listen, "--listen") if settings.listen else ("127.0.0.1", 0)
+    token = _token(needed=not settings.ray)
+    options = FleetOptions(settings.workers, token, listen, lease_seconds=settings.lease_seconds)
+    with on_fleet(job, work, folder, options, checks=checks, say=say) as (fleet_job, address):
+        if not settings.ray:
+            say(f"waiting for {settings.workers} workers at {address[0]}:{address[1]}")
+            yield fleet_job
+            return
+        placement = Placement(settings.ray, settings.workers, 1.0, settings.worker_gpus)
+        with ray_workers(placement, address, token, build, say=say):
+            yield fleet_job
+
+
+def work_for(address: str, build: Build, *, patience: float, say: Callable[[str], None]) -> None:
+    """Be a worker of the coordinator at `address` until the run ends.
+
+    Raises:
+      UsageError: nobody answers for `patience` seconds, the token is missing or another, or the data is another.
+    """
+    serve(Worker(build, _token(needed=True)), host_and_port(address, "the address"), patience=patience, say=say)
+
+
+def _token(*, needed: bool) -> bytes:
+    token = os.environ.get(TOKEN, "")
+    if not token and needed:
+        raise UsageError(
+            f"expected a secret in the environment variable {TOKEN}, the same for coordinator and workers, got none; "
+            f"make one: export {TOKEN}=$(openssl rand -hex 16)"
+        )
+    return token.encode() or secrets.token_bytes(16)
+
+
+def host_and_port(address: str, what: str) -> tuple[str, int]:
+    """ "HOST:PORT" taken apart; an IPv6 host may stand in brackets.
+
+    Raises:
+      UsageError: it is none.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isascii() or not port.isdecimal() or not 0 <= int(port[:6]) < 2**16:
+        raise UsageError(f"expected {what} as HOST:PORT, got {address!r}; such as 127.0.0.1:7070")
+    return host.strip("[]"), int(port)

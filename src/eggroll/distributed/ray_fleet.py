@@ -1,0 +1,201 @@
+"""Workers that Ray starts, places and starts again: on this machine, or on a cluster that comes and goes.
+
+Ray moves processes, not data: what workers and coordinator say to each other goes over their own connection. An actor
+that dies is started anew, wherever Ray finds room; the coordinator takes the newcomer for a worker like any other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from eggroll.core.errors import UsageError
+from eggroll.runs.folder import reason
+
+LOCAL = "local"
+_POLL_SECONDS = 1.0
+_QUICK_SECONDS = 20.0
+"""A worker that ends sooner after its start has failed to start."""
+_MOST_QUICK = 5
+
+
+class Placement(NamedTuple):
+    """Where workers run.
+
+    Args:
+      address: LOCAL, or that of a cluster ("auto", "HOST:PORT", "ray://…").
+      workers: how many to keep running.
+      cpus, gpus: what Ray sets aside for each.
+    """
+
+    address: str
+    workers: int
+    cpus: float = 1.0
+    gpus: float = 0.0
+
+
+class _Slot(NamedTuple):
+    """A worker that runs."""
+
+    actor: Any
+    ended: Any  # Ray's promise of its end
+    since: float
+
+
+@contextmanager
+def ray_workers(
+    placement: Placement,
+    coordinator: tuple[str, int],
+    token: bytes,
+    build: Callable[[dict[str, Any]], Any],
+    *,
+    say: Callable[[str], None],
+) -> Iterator[Fleet]:
+    """Keep workers running for as long as the context lasts.
+
+    Args:
+      coordinator: host and port, as the workers see it.
+      build: a function of an importable module; see `worker.Worker`.
+      say: takes lines for a person.
+    Raises:
+      UsageError: Ray is not installed, cannot be reached, or has no room for a single worker.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise UsageError('expected the package ray for --ray, got none; pip install "eggroll-es[ray]"')
+    import ray
+
+    _start_ray(ray, placement)
+    fleet = Fleet(ray, placement, (coordinator, token, build), say)
+    try:
+        yield fleet
+    finally:
+        fleet.stop()
+        with contextlib.suppress(Exception):
+            ray.shutdown()
+
+
+def _start_ray(ray: Any, placement: Placement) -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    quiet = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": False}
+    try:
+        if placement.address == LOCAL:
+            ray.init(
+                address="local",
+                num_cpus=max(placement.workers * placement.cpus, 1),
+                include_dashboard=False,
+                _node_ip_address="127.0.0.1",
+                **quiet,
+            )
+        else:
+            ray.init(address=placement.address, **quiet)
+    except Exception as error:  # whatever Ray raises, it is one line for us
+        raise UsageError(
+            f"expected a Ray cluster at {placement.address}, got {reason(error)}; start one (ray start --head), or "
+            "give --ray without an address for one on this machine"
+        ) from None
+
+
+class Fleet:
+    """Starts actors, and starts anew those that die; see `ray_workers`."""
+
+    def __init__(self, ray: Any, placement: Placement, work: tuple[Any, ...], say: Callable[[str], None]) -> None:
+        self._ray, self._placement, self._work, self._say = ray, placement, work, say
+        self._actor = ray.remote(RayWorker)
+        self._slots: dict[int, _Slot | None] = dict.fromkeys(range(placement.workers))
+        self._quick = dict.fromkeys(self._slots, 0)
+        self._stopping = threading.Event()
+        for number in self._slots:
+            self._slots[number] = self._start(number)
+        self._thread = threading.Thread(target=self._watch, name="eggroll ray", daemon=True)
+        self._thread.start()
+
+    def _start(self, number: int) -> _Slot:
+        options = {"num_cpus": self._placement.cpus, "num_gpus": self._placement.gpus, "max_restarts": 0}
+        actor = self._actor.options(**options).remote(f"ray-{number}", str(Path.cwd()), self._core(number))
+        return _Slot(actor, actor.work.remote(*self._work), time.monotonic())
+
+    def _core(self, number: int) -> int | None:
+        """On this machine, where there is a core for each worker, each keeps to its own."""
+        placement = self._placement
+        if placement.address != LOCAL or placement.cpus != 1 or not hasattr(os, "sched_getaffinity"):
+            return None
+        cores = sorted(os.sched_getaffinity(0))
+        return cores[number] if placement.workers <= len(cores) else None
+
+    def process_ids(self, seconds: float = 60.0) -> dict[int, int]:
+        """Slot → process id of the workers that run, for whoever wants to see one die."""
+        found = {}
+        for number, slot in list(self._slots.items()):
+            if slot is not None:
+                with contextlib.suppress(Exception):
+                    found[number] = self._ray.get(slot.actor.process_id.remote(), timeout=seconds)
+        return found
+
+    def _watch(self) -> None:
+        while not self._stopping.wait(_POLL_SECONDS):
+            for number, slot in list(self._slots.items()):
+                if slot is not None:
+                    self._look_after(number, slot)
+
+    def _look_after(self, number: int, slot: _Slot) -> None:
+        ended, _ = self._ray.wait([slot.ended], timeout=0)
+        if not ended or self._stopping.is_set():
+            return
+        try:
+            self._ray.get(slot.ended)
+            why = "it was sent away"
+        except Exception as error:  # an actor dies of anything
+            why = reason(error)
+        self._quick[number] = self._quick[number] + 1 if time.monotonic() - slot.since < _QUICK_SECONDS else 0
+        if self._quick[number] >= _MOST_QUICK:
+            self._say(f"worker ray-{number} failed {_MOST_QUICK} times as it started and is given up: {why}")
+            self._slots[number] = None
+            return
+        self._say(f"worker ray-{number} ended ({why}) and is started again")
+        self._slots[number] = self._start(number)
+
+    def stop(self) -> None:
+        """Start no more, and end those that run."""
+        self._stopping.set()
+        self._thread.join(timeout=10)
+        for slot in self._slots.values():
+            if slot is not None:
+                with contextlib.suppress(Exception):
+                    self._ray.kill(slot.actor)
+
+
+class RayWorker:
+    """What runs in an actor's process.
+
+    Args:
+      name: shown to people.
+      folder: where the run was started, from which relative paths of its data go out; if it is here.
+      core: of this machine, to which the process keeps; None: any.
+    """
+
+    def __init__(self, name: str, folder: str, core: int | None) -> None:
+        self._name = name
+        with contextlib.suppress(OSError):
+            os.chdir(folder)
+        if core is not None:
+            os.sched_setaffinity(0, {core})  # before JAX counts the cores
+
+    def process_id(self) -> int:
+        """Of this process."""
+        return os.getpid()
+
+    def work(self, coordinator: tuple[str, int], token: bytes, build: Callable[[dict[str, Any]], Any]) -> None:
+        """Serve the coordinator until it says that the run has ended."""
+        from eggroll.distributed.connection import serve
+        from eggroll.distributed.worker import Worker
+
+        serve(Worker(build, token, f"{self._name}:{os.getpid()}"), coordinator)
