@@ -171,8 +171,8 @@ def on_fleet(
     *,
     checks: dict[str, Any],
     say: Callable[[str], None],
-) -> Iterator[tuple[Job[Any], tuple[str, int]]]:
-    """The job, evaluated by workers, and the address where they are waited for; they are sent away at the end.
+) -> Iterator[tuple[Job[Any], Server]]:
+    """The job, evaluated by workers, and the server that waits for them; they are sent away at the end.
 
     Args:
       work: the same evaluation in ranges.
@@ -195,7 +195,4 @@ def on_fleet(
     with Server(Coordinator(fleet, say=say), options.listen) as server:
         evaluation = _Evaluation(job, work, server, folder, options.workers)
         learner = dataclasses.replace(job.learner, update=evaluation.update)
-        yield (
-            dataclasses.replace(job, learner=learner, evaluate=evaluation.evaluate, gather=evaluation.gather),
-            server.address,
-        )
+        yield dataclasses.replace(job, learner=learner, evaluate=evaluation.evaluate, gather=evaluation.gather), server

@@ -49,14 +49,16 @@ def fleet_for(
     listen = host_and_port(settings.listen, "--listen") if settings.listen else ("127.0.0.1", 0)
     token = _token(needed=not settings.ray)
     options = FleetOptions(settings.workers, token, listen, lease_seconds=settings.lease_seconds)
-    with on_fleet(job, work, folder, options, checks=checks, say=say) as (fleet_job, address):
+    with on_fleet(job, work, folder, options, checks=checks, say=say) as (fleet_job, server):
         if not settings.ray:
-            say(f"waiting for {settings.workers} workers at {address[0]}:{address[1]}")
+            host, port = server.address
+            say(f"waiting for {settings.workers} workers at {host}:{port}")
             yield fleet_job
             return
         placement = Placement(settings.ray, settings.workers, 1.0, settings.worker_gpus)
-        with ray_workers(placement, address, token, build, say=say):
+        with ray_workers(placement, server.address, token, build, say=say):
             yield fleet_job
+            server.close("the run has ended")  # before Ray ends them, which would look like a loss
 
 
 def work_for(address: str, build: Build, *, patience: float, say: Callable[[str], None]) -> None:

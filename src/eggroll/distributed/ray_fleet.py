@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import io
 import logging
 import os
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -86,17 +88,14 @@ def _start_ray(ray: Any, placement: Placement) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": False}
+    own = {
+        "num_cpus": max(placement.workers * placement.cpus, 1),
+        "include_dashboard": False,
+        "_node_ip_address": "127.0.0.1",
+    }
     try:
-        if placement.address == LOCAL:
-            ray.init(
-                address="local",
-                num_cpus=max(placement.workers * placement.cpus, 1),
-                include_dashboard=False,
-                _node_ip_address="127.0.0.1",
-                **quiet,
-            )
-        else:
-            ray.init(address=placement.address, **quiet)
+        with warnings.catch_warnings(action="ignore"), contextlib.redirect_stderr(io.StringIO()):
+            ray.init(address=placement.address, **quiet, **(own if placement.address == LOCAL else {}))
     except Exception as error:  # whatever Ray raises, it is one line for us
         raise UsageError(
             f"expected a Ray cluster at {placement.address}, got {reason(error)}; start one (ray start --head), or "

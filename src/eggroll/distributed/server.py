@@ -109,8 +109,10 @@ class Server:
             self._waker.send(b"\0")
 
     def close(self, why: str) -> None:
-        """Send every worker away and let the port go."""
+        """Send every worker away and let the port go; a second call does nothing."""
         with self.lock:
+            if self._closing:
+                return
             self.coordinator.dismiss(why)
             self._closing = True
         self.wake()
