@@ -89,7 +89,7 @@ class Peer:
     number: int
     nonce: bytes
     name: str = ""
-    stage: str = "stranger"  # "building", "syncing", "ready"
+    stage: str = "stranger"  # "building", "syncing", "ready", "dismissed"
     seconds: float = 0.0  # of its last range; 0: none yet
     asked: dict[int, float] = field(default_factory=dict)  # range → when it was leased
     steps: int = 0  # times in a row that it was out of step
@@ -106,7 +106,6 @@ class Traffic:
     lost_workers: int = 0
     resynchronised: int = 0
     rebuilt_ranges: int = 0
-    dropped_answers: int = 0  # of another state
 
 
 class Coordinator:
@@ -116,6 +115,7 @@ class Coordinator:
       say: takes lines for a person.
     Attributes:
       out: (worker, bytes or an iterator of bytes), to be sent in order; the transport takes them out.
+      closing: workers that are to be cut off once what is put out for them is sent, and why.
       fault: an error that ends the run, raised by whoever waits.
     """
 
@@ -124,12 +124,13 @@ class Coordinator:
         self.book = Book(fleet.spans, sticky=fleet.carries)
         self.peers: dict[int, Peer] = {}
         self.out: deque[Output] = deque()
+        self.closing: dict[int, str] = {}
         self.fault: RunError | None = None
         self.traffic = Traffic()
         self.generation = 0
         self.results: dict[int, Result] = {}
         self._fingerprint: int | None = None
-        self._unverified: list[tuple[int, int, Result]] = []
+        self._unverified: list[tuple[int, Callable[[float], None]]] = []  # what workers said before it was known
         self._base: tuple[int, Callable[[], RunState] | None] | None = None
         self._state: RunState | None = None  # at the generation, once the fingerprint is known
         self._frames: deque[bytes] = deque()  # of the generations since the base
@@ -145,6 +146,7 @@ class Coordinator:
             Message.READY: self._ready,
             Message.RESULT: self._result,
             Message.PIECE: self._piece,
+            Message.DROP: self._not_here,
             Message.BYE: self._bye,
         }
 
@@ -166,6 +168,8 @@ class Coordinator:
           WireError: it is none that may come now; the connection is to be closed.
         """
         peer = self.peers[number]
+        if peer.stage == "dismissed":
+            return
         handler = self._handlers.get(message.kind)
         strange = (peer.stage == "stranger") != (message.kind is Message.HELLO)
         if handler is None or (strange and message.kind is not Message.BYE):
@@ -256,9 +260,9 @@ class Coordinator:
         """The fingerprint of the state of this generation, which answers must carry; and that state."""
         self._fingerprint, self._state = fingerprint, state
         waiting, self._unverified = self._unverified, []
-        for number, index, result in waiting:
+        for number, verify in waiting:
             if number in self.peers:
-                self._verify(self.peers[number], index, result, now)
+                verify(now)
 
     def is_complete(self) -> bool:
         """Whether every range of the generation has its answer."""
@@ -315,7 +319,7 @@ class Coordinator:
     def dismiss(self, why: str) -> None:
         """Send everybody away."""
         for peer in list(self.peers.values()):
-            self._send(peer, Message.BYE, pack_json({"why": why}))
+            self._send_away(peer, why)
 
     # ── joining ──
 
@@ -342,11 +346,7 @@ class Coordinator:
             if self._base is not None:
                 self._synchronise(peer)
         elif message.generation == self.generation:
-            index = self._index(span)
-            if self._asked.get(index, (NOBODY, 0.0))[0] == peer.number:
-                self._carry_elsewhere(index, now)
-            else:
-                self._need_carry(peer, index, now)
+            self._need_carry(peer, self._index(span), now)
 
     def _synchronise(self, peer: Peer) -> None:
         """Send the newest base and the frames since; what is finished from now on follows of itself."""
@@ -377,20 +377,29 @@ class Coordinator:
     def _ready(self, peer: Peer, message: Received, now: float) -> None:
         if len(message.body) != 8:
             raise WireError(f"expected a fingerprint of 8 bytes, got {len(message.body)}; use one version of eggroll")
-        known = self._fingerprint if message.generation == self.generation else None
-        if known is not None and int.from_bytes(message.body, "little") != known:
-            self._out_of_step(peer, now)
+        found, current = int.from_bytes(message.body, "little"), message.generation == self.generation
+        if current and self._fingerprint is not None:
+            self._verify(peer, found, lambda now: self._take_in(peer, now), now)
             return
+        if current:
+            self._verify(peer, found, lambda now: None, now)
+        self._take_in(peer, now)
+
+    def _take_in(self, peer: Peer, now: float) -> None:
         peer.stage = "ready"
         self.book.join(peer.number)
         self._hand_out(peer, now)
 
     def _out_of_step(self, peer: Peer, now: float) -> None:
         """Its state is not that of the run: it gets that of the coordinator, and nothing that it has counts."""
+        if self._state is None or peer.stage not in ("ready", "syncing"):
+            return
         self.traffic.resynchronised += 1
         peer.steps += 1
         if peer.steps > MOST_STEPS:
-            raise WireError(f"expected a worker in step after {MOST_STEPS} times, got another state again")
+            self.say(f"worker {peer.name} has other parameters again and is sent away")
+            self._send_away(peer, f"expected a worker in step after {MOST_STEPS} times, got another state again")
+            return
         self.say(f"worker {peer.name} has other parameters at generation {self.generation}; it is brought in step")
         self.book.leave(peer.number)
         self._forget_carry(peer.number, now)
@@ -398,6 +407,10 @@ class Coordinator:
         state = self._state
         self._send_out(peer.number, self._state_messages(self.generation, lambda: state or RunState(()), NO_SPAN))
         self._hand_out_all(now)
+
+    def _send_away(self, peer: Peer, why: str) -> None:
+        self._send(peer, Message.BYE, pack_json({"why": why}))
+        peer.stage, self.closing[peer.number] = "dismissed", why
 
     def _bye(self, peer: Peer, message: Received, now: float) -> None:
         raise WireError(f"it said: {shown(unpack_json(message.body).get('why'))}")
@@ -435,24 +448,26 @@ class Coordinator:
             return  # on its way when the worker was found out of step
         if message.generation < self.generation:
             self.book.duplicates += 1
-        elif self._fingerprint is None:
-            self._unverified.append((peer.number, index, result))
         else:
-            self._verify(peer, index, result, now)
+            self._verify(peer, result.fingerprint, lambda now: self._count(peer, index, result, now), now)
         self._hand_out(peer, now)
 
-    def _verify(self, peer: Peer, index: int, result: Result, now: float) -> None:
-        """An answer counts where it is the first, and was made with the state that the run has."""
-        if result.fingerprint != self._fingerprint:
-            if peer.stage == "ready":
-                self.traffic.dropped_answers += 1
-                self._out_of_step(peer, now)
-            return
-        peer.steps = 0
+    def _verify(self, peer: Peer, found: int, then: Callable[[float], None], now: float) -> None:
+        """Go on where a worker's state is the run's; wait where the run's is not known yet."""
+        if self._fingerprint is None:
+            self._unverified.append((peer.number, lambda now: self._verify(peer, found, then, now)))
+        elif found == self._fingerprint:
+            peer.steps = 0
+            then(now)
+        else:
+            self._out_of_step(peer, now)
+
+    def _count(self, peer: Peer, index: int, result: Result, now: float) -> None:
+        """An answer counts where it is the first."""
         begun = peer.asked.pop(index, None)
         if begun is not None and now > begun:
             peer.seconds = (now - begun) if not peer.seconds else 0.7 * peer.seconds + 0.3 * (now - begun)
-        before = self.book.owner[index]
+        before = self.book.keeper[index]
         if not self.book.answer(index, peer.number):
             return
         self.results[index] = result
@@ -463,10 +478,9 @@ class Coordinator:
 
     def _need_carry(self, peer: Peer, index: int, now: float) -> None:
         """A worker was handed a range whose members' carry it does not have."""
-        owner = self.book.owner[index]
         self.book.extend(peer.number, index, now + FIRST_LEASE * self._lease(peer))
-        source = self.peers.get(owner)
-        if source is None or owner == peer.number or source.stage != "ready" or owner in self.book.late:
+        source = self._keeper(index)
+        if source is None or source is peer:
             self._rebuild(peer, index)
             self._send(peer, Message.WORK, pack_span(self.fleet.spans[index]))
             return
@@ -474,14 +488,24 @@ class Coordinator:
         if index not in self._asked:
             self._ask(source, index, now)
 
+    def _keeper(self, index: int) -> Peer | None:
+        """The worker that has a range's carry, if it can be asked for it."""
+        peer = self.peers.get(self.book.keeper[index])
+        return peer if peer is not None and peer.stage == "ready" and peer.number not in self.book.late else None
+
+    def _not_here(self, peer: Peer, message: Received, now: float) -> None:
+        index = self._index(unpack_span(message.body))
+        if message.generation == self.generation and self._asked.get(index, (NOBODY, 0.0))[0] == peer.number:
+            self._carry_elsewhere(index, now)
+
     def _ask(self, source: Peer, index: int, now: float) -> None:
         self._asked[index] = (source.number, now + FIRST_LEASE * self._lease(source))
         self._send(source, Message.COLLECT, pack_span(self.fleet.spans[index]))
 
     def _ask_carry(self, index: int, now: float) -> None:
         """Ask for a range's carry: its owner, or a worker that rebuilds it first; later where there is none."""
-        source = self.peers.get(self.book.owner[index])
-        if source is None or source.stage != "ready" or source.number in self.book.late:
+        source = self._keeper(index)
+        if source is None:
             ready = [p for p in self.peers.values() if p.stage == "ready" and p.number not in self.book.late]
             if not ready:
                 self._asked[index] = (NOBODY, now + self.fleet.lease_seconds)

@@ -33,7 +33,8 @@ class Book:
       sticky: members carry state, so that ranges have owners.
       depth: leases that a worker holds at a time; with 2 it never waits for the next.
     Attributes:
-      owner: of each range, or NOBODY.
+      owner: to whom each range is given first, or NOBODY.
+      keeper: who has the carry of each range, or NOBODY; another than the owner where a range has just moved.
       resent, duplicates: leases that ran out, and answers that came second, since the start.
     """
 
@@ -41,7 +42,9 @@ class Book:
         self.spans, self.sticky, self.depth = spans, sticky, depth
         self.index = {span: number for number, span in enumerate(spans)}
         self.owner = [NOBODY] * len(spans)
+        self.keeper = [NOBODY] * len(spans)
         self.owned: dict[int, set[int]] = {}
+        self._kept: dict[int, set[int]] = {}
         self.late: set[int] = set()
         self.resent = self.duplicates = 0
         self._held: dict[int, set[int]] = {}
@@ -89,9 +92,17 @@ class Book:
         if worker != NOBODY:
             self.owned[worker].add(number)
 
+    def _keep_by(self, number: int, worker: int) -> None:
+        old = self.keeper[number]
+        if old != NOBODY:
+            self._kept[old].discard(number)
+        self.keeper[number] = worker
+        if worker != NOBODY:
+            self._kept[worker].add(number)
+
     def disown(self, number: int) -> None:
         """Nobody has the carry of a range."""
-        self._own_by(number, NOBODY)
+        self._keep_by(number, NOBODY)
 
     # ── workers ──
 
@@ -99,6 +110,7 @@ class Book:
         """A worker that may be given ranges."""
         self._held.setdefault(worker, set())
         self.owned.setdefault(worker, set())
+        self._kept.setdefault(worker, set())
 
     def leave(self, worker: int) -> list[int]:
         """A worker is gone, or its answers cannot be used: what it held is anybody's. Returns what it held."""
@@ -109,6 +121,8 @@ class Book:
         owned = self.owned.pop(worker, set())
         for number in owned:
             self.owner[number] = NOBODY
+        for number in self._kept.pop(worker, set()):
+            self.keeper[number] = NOBODY
         free = [*held, *self._own.pop(worker, ())]
         self._todo.extendleft(n for n in reversed(free) if not self._done[n] and self._leases[n].keys() <= self.late)
         return held
@@ -173,6 +187,7 @@ class Book:
             self._held.get(other, set()).discard(number)
         if self.sticky and worker in self.owned:
             self._own_by(number, worker)
+            self._keep_by(number, worker)
         return True
 
     def is_done(self, number: int) -> bool:

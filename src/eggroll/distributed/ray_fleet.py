@@ -11,6 +11,8 @@ import importlib.util
 import io
 import logging
 import os
+import secrets
+import sys
 import threading
 import time
 import warnings
@@ -23,6 +25,8 @@ from eggroll.core.errors import UsageError
 from eggroll.runs.folder import reason
 
 LOCAL = "local"
+LOOPBACK = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
+"""Where a Ray of our own lives. It takes 127.0.0.1 for a mistake, and looks for the machine's address in its place."""
 _POLL_SECONDS = 1.0
 _QUICK_SECONDS = 20.0
 """A worker that ends sooner after its start has failed to start."""
@@ -72,6 +76,7 @@ def ray_workers(
     """
     if importlib.util.find_spec("ray") is None:
         raise UsageError('expected the package ray for --ray, got none; pip install "eggroll-es[ray]"')
+    _settle_environment(placement)
     import ray
 
     _start_ray(ray, placement)
@@ -84,14 +89,21 @@ def ray_workers(
             ray.shutdown()
 
 
-def _start_ray(ray: Any, placement: Placement) -> None:
+def _settle_environment(placement: Placement) -> None:
+    """Before Ray is imported. Its servers listen on every interface whatever address a node has (tried: 2.50 to 2.60),
+    so that a Ray of our own must at least know who may speak to it."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if placement.address == LOCAL:
+        os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", secrets.token_hex(32)
+
+
+def _start_ray(ray: Any, placement: Placement) -> None:
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False, "configure_logging": False}
     own = {
         "num_cpus": max(placement.workers * placement.cpus, 1),
         "include_dashboard": False,
-        "_node_ip_address": "127.0.0.1",
+        "_node_ip_address": LOOPBACK,
     }
     try:
         with warnings.catch_warnings(action="ignore"), contextlib.redirect_stderr(io.StringIO()):

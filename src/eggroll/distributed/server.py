@@ -217,6 +217,12 @@ class Server:
         for connection in list(self._connections.values()):
             if connection.number not in touched and (connection.current or connection.queue):
                 self._flush(connection)
+        for number, why in list(self.coordinator.closing.items()):
+            connection = self._connections.get(number)
+            if connection is None or not (connection.current or connection.queue):
+                del self.coordinator.closing[number]
+                if connection is not None:
+                    self._drop(connection, why)
 
     def _flush(self, connection: _Connection) -> None:
         try:

@@ -62,7 +62,7 @@ class Message(IntEnum):
     RESULT = 10  # worker → coordinator: what a range gave
     NEED = 11  # worker → coordinator: the carry of a range is not here
     COLLECT = 12  # coordinator → worker: send the carry of a range
-    DROP = 13  # coordinator → worker: the carry of a range is another's now
+    DROP = 13  # coordinator → worker: the carry of a range is another's now; the other way: it is not here
     BYE = 14  # either way: the end, and why
 
 

@@ -93,6 +93,7 @@ class Worker:
         self._nonce = secrets.token_hex(16)
         self.state = RunState(())
         self._fingerprint: int | None = None
+        self._answered = True  # in this generation
         self.carries: dict[Span, dict[int, Any]] = {}
         self._arrival: _Arrival | None = None
         self._rebuilding: dict[Span, _Arrival | RunState] = {}
@@ -178,7 +179,7 @@ class Worker:
                 _Arrival(message.generation, start, carry) if sent else start._replace(carry=self._start_carry(span))
             )
             return
-        self.carries, self._rebuilding, self._carry_arriving = {}, {}, {}
+        self.carries, self._rebuilding, self._carry_arriving, self._answered = {}, {}, {}, True
         self.state, self._fingerprint = RunState(()), None  # let go, so that two never lie side by side
         if sent:
             self._arrival = _Arrival(message.generation, self._start(), ())
@@ -226,7 +227,9 @@ class Worker:
         self._rebuilding, self._carry_arriving = {}, {}
         kept = {span: held[self.generation] for span, held in self.carries.items() if self.generation in held}
         self.carries = {span: {self.generation: carry} for span, carry in kept.items()}
-        yield from ()
+        if not self._answered:  # nobody would hear whether this worker is still in step
+            yield self._in_step()
+        self._answered = False
 
     def _moved(self, state: RunState, frames: bytes, generation: int) -> tuple[RunState, np.ndarray]:
         """The state after a generation, and the generation's weights."""
@@ -251,6 +254,7 @@ class Worker:
         kept = jax.tree.map(jnp.copy, carry)  # the evaluation may use its buffers up
         part = self._job.work.evaluate(self.state._replace(carry=carry), self.generation, *span)
         self.carries[span] = {self.generation: kept, self.generation + 1: part.carry}
+        self._answered = True
         yield self._reply(Message.RESULT, pack_result(Result(span, self._own_fingerprint(), part.values, part.tally)))
 
     def _carry(self, span: Span) -> tuple[Any, bool]:
@@ -293,7 +297,7 @@ class Worker:
             return
         carry, missing = self._carry(span)
         if missing:
-            yield self._reply(Message.NEED, pack_span(span))
+            yield self._reply(Message.DROP, pack_span(span))
             return
         yield from stream(carry, Tree.CARRY, span, run=self.run, generation=self.generation)
 
