@@ -16,7 +16,7 @@ from eggroll.distributed.wire import MESSAGE_LIMIT, Inbox, Message, WireError, r
 from eggroll.distributed.worker import Built, DismissedError, Worker
 from eggroll.runs.frames import Frame, Kind, encode_weights
 from eggroll.runs.frames import pack as pack_frame
-from eggroll.runs.job import Evaluated, Job, Learner, Part, RangeWork, RunState
+from eggroll.runs.job import Evaluated, Job, Learner, Part, RangeWork
 
 PAIRS = 40
 TOKEN = b"secret"

@@ -164,7 +164,7 @@ def test_a_rebuilt_range_that_comes_out_otherwise_ends_its_worker():
             work = self._job.work
             self._job = self._job._replace(
                 work=work._replace(evaluate=lambda *a: work.evaluate(*a)._replace(values=-work.evaluate(*a).values))
-            )  # noqa: E501
+            )
             try:
                 yield from super()._replay(message)
             finally:

@@ -21,7 +21,7 @@ from typing import Any
 
 from eggroll._version import __version__
 from eggroll.distributed.ranges import NOBODY, Book
-from eggroll.distributed.streams import NO_SPAN, Arriving, stream
+from eggroll.distributed.streams import NO_SPAN, Arriving, described, stream
 from eggroll.distributed.wire import (
     COUNTED,
     PROTOCOL,
@@ -547,11 +547,8 @@ class Coordinator:
             self._carry_is_here(index, self._arriving.pop(key).tree())
 
     def _carry_shape(self, span: Span) -> Any:
-        import jax
-
         assert self.fleet.work.start_carry is not None
-        start = self.fleet.work.start_carry
-        return jax.eval_shape(lambda: start(*span))
+        return described(self.fleet.work.start_carry(*span))
 
     def _carry_is_here(self, index: int, carry: Any) -> None:
         del self._asked[index]

@@ -17,11 +17,11 @@ NOBODY = -1
 
 
 def cut(pairs: int, count: int) -> list[Span]:
-    """About `count` ranges of nearly equal size: all equal where a divisor lies near, so that workers compile once."""
-    wanted = max(1, min(count, pairs))
-    near = (number for number in range(wanted, wanted // 2, -1) if pairs % number == 0)
-    number = next(near, wanted)
-    edges = [pairs * k // number for k in range(number + 1)]
+    """`count` ranges of nearly equal size (fewer where there are fewer pairs), in steps of a power of 2 about a
+    sixteenth of one, so that few sizes are compiled and each divides well into chunks."""
+    number = max(1, min(count, pairs))
+    unit = 2 ** max(0, (pairs // number).bit_length() - 5)
+    edges = [pairs // unit * k // number * unit for k in range(number)] + [pairs]
     return [Span(first, end - first) for first, end in itertools.pairwise(edges)]
 
 

@@ -6,6 +6,7 @@ number, and nothing that arrives decides how much memory is taken.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -42,15 +43,15 @@ def _raw(leaf: Any) -> Any:
     return jax.random.key_data(leaf) if is_key else leaf
 
 
-class _Leaf:
-    """What is to arrive for one leaf."""
+class Leaf:
+    """What is to arrive for one leaf; without the leaf."""
 
     def __init__(self, leaf: Any) -> None:
-        raw = jax.eval_shape(_raw, leaf)
-        self.shape, self.dtype = raw.shape, np.dtype(raw.dtype)
-        self.size = raw.size * self.dtype.itemsize
+        raw = _raw(leaf)
+        self.shape, self.dtype = tuple(raw.shape), np.dtype(raw.dtype)
+        self.size = math.prod(self.shape) * self.dtype.itemsize
         self.is_numpy = isinstance(leaf, np.ndarray | np.generic)
-        self.key_type = jax.random.key_impl(leaf) if raw.dtype != leaf.dtype else None
+        self.key_type = jax.random.key_impl(leaf) if raw is not leaf else None
 
     def value(self, data: np.ndarray) -> Any:
         """The leaf from its bytes; of JAX or NumPy as it was, since these may round differently."""
@@ -61,17 +62,22 @@ class _Leaf:
         return array if self.key_type is None else jax.random.wrap_key_data(array, impl=self.key_type)
 
 
+def described(tree: Any) -> Any:
+    """The tree with a `Leaf` for each array: a template that holds no array."""
+    return jax.tree.map(Leaf, tree)
+
+
 class Arriving:
     """A tree that arrives: leaves are filled in order.
 
     Args:
-      template: pytree of arrays, or of their abstract shapes. Its leaves are let go one by one as theirs arrive, so
-        that whoever gives up his own reference holds one tree, not two.
+      template: pytree of arrays, or `described`. Its arrays are let go one by one as theirs arrive, so that whoever
+        gives up his own reference holds one tree, not two.
     """
 
     def __init__(self, template: Any) -> None:
         self._leaves, self._tree = jax.tree.flatten(template)
-        self._expected = [_Leaf(leaf) for leaf in self._leaves]
+        self._expected = [leaf if isinstance(leaf, Leaf) else Leaf(leaf) for leaf in self._leaves]
         self._at, self._filled, self._buffer = 0, 0, np.zeros(0, np.uint8)
 
     @property

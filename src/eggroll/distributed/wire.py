@@ -268,7 +268,7 @@ def _unpack_numbers(data: bytes, count: int) -> list[int]:
             value = shift = 0
         if shift > 63:
             break
-    if len(found) != count or shift or any(abs(number) >= 2**63 for number in found):
+    if len(found) != count or shift or any(not -(2**63) <= number < 2**63 for number in found):
         raise WireError(f"expected {count} tallies, got {shown(data[:16])}; use one version of eggroll")
     return found
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from eggroll._version import __version__
-from eggroll.distributed.streams import NO_SPAN, Arriving, fingerprint, stream
+from eggroll.distributed.streams import NO_SPAN, Arriving, described, fingerprint, stream
 from eggroll.distributed.wire import (
     PROTOCOL,
     Message,
@@ -64,8 +64,7 @@ class _Arrival:
     def __init__(self, generation: int, state: RunState, carry: Any) -> None:
         trees = {Tree.PARAMETERS: state.parameters, Tree.OPTIMIZER: state.optimizer, Tree.SHARED: state.shared}
         self.generation = generation
-        shapes = jax.eval_shape(lambda: trees | {Tree.CARRY: carry})
-        self.trees = {kind: Arriving(shapes[kind]) for kind in Tree}
+        self.trees = {kind: Arriving(described(tree)) for kind, tree in (trees | {Tree.CARRY: carry}).items()}
 
     @property
     def is_whole(self) -> bool:
@@ -269,7 +268,7 @@ class Worker:
         return None if start is None else start(*span)
 
     def _carry_shape(self, span: Span) -> Any:
-        return jax.eval_shape(lambda: self._start_carry(span))
+        return described(self._start_carry(span))
 
     def _replay(self, message: Received) -> Iterator[bytes]:
         """One more generation of a range that is being rebuilt: evaluated, compared with what the run got, updated."""
