@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from eggroll import cli
+from eggroll.distributed.worker_settings import WorkerConfig
 from eggroll.pretrain.config import PretrainConfig
 from eggroll.pretrain.sample import SampleConfig
 from eggroll.runs import snapshots
@@ -38,6 +39,7 @@ def in_an_empty_folder(tmp_path, monkeypatch):
     (data / "no text").mkdir()
     (data / "there").mkdir()
     monkeypatch.chdir(empty)
+    monkeypatch.setenv("EGGROLL_TOKEN", "egg")
 
 
 BAD = {
@@ -90,6 +92,17 @@ BAD = {
     "snapshots of 0": "pretrain --snapshots-kept 0",
     "unknown tracker": "pretrain --track paper",
     "start from nothing": "pretrain --start-from ../data/there",
+    "ray without workers": "pretrain --ray",
+    "workers without a place": "pretrain --workers 2",
+    "negative workers": "pretrain --ray --workers -1",
+    "no address to listen at": "pretrain --listen here --workers 2",
+    "lease of 0": "pretrain --ray --workers 1 --lease-seconds 0",
+    "negative GPUs": "pretrain --ray --workers 1 --worker-gpus -1",
+    "Ray where there is none": "pretrain --ray 127.0.0.1:1 --workers 1",
+    "worker for nobody": "worker",
+    "worker at no address": "worker there",
+    "worker with bad patience": "worker 127.0.0.1:1 --patience -1",
+    "worker where nobody listens": "worker 127.0.0.1:1 --patience 0",
 }
 
 
@@ -116,11 +129,26 @@ def test_what_was_got_is_named(capsys):
         ("sample", "got missing from eggroll sample: PATH"),
         (
             "train",
-            "expected a command among pretrain, sample, replay, report, bench, doctor, got 'train'; see eggroll --help",
+            "among pretrain, sample, worker, replay, report, bench, doctor, got 'train'; see eggroll --help",
         ),
     ):
         assert cli.main(flags.split()) == 2
         assert text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags", ["pretrain --listen 127.0.0.1:0 --workers 2", "worker 127.0.0.1:1"])
+def test_a_fleet_needs_a_secret(flags, capsys, monkeypatch):
+    monkeypatch.delenv("EGGROLL_TOKEN")
+    assert cli.main(flags.split()) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and is_one_line(err) and "make one: export EGGROLL_TOKEN=$(openssl rand -hex 16)" in err
+    assert not list(Path().iterdir())
+
+
+def test_ray_alone_is_one_of_our_own():
+    assert cli._ray_named(["--ray", "--workers", "2"]) == ["--ray", "local", "--workers", "2"]
+    assert cli._ray_named(["--workers", "2", "--ray"]) == ["--workers", "2", "--ray", "local"]
+    assert cli._ray_named(["--ray", "10.0.0.1:6379"]) == ["--ray", "10.0.0.1:6379"]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
@@ -148,7 +176,13 @@ def flags_of(text):
     return dict(re.findall(r" --([\w-]+) (.*?)(?= --[a-z]| -h, |$)", plain))
 
 
-KINDS = {"pretrain": PretrainConfig, "sample": SampleConfig, "replay": ReplayConfig, "report": ReportConfig}
+KINDS = {
+    "pretrain": PretrainConfig,
+    "sample": SampleConfig,
+    "worker": WorkerConfig,
+    "replay": ReplayConfig,
+    "report": ReportConfig,
+}
 
 
 @pytest.mark.parametrize(("command", "kind"), KINDS.items())

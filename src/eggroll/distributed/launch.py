@@ -11,7 +11,7 @@ from typing import Any
 from eggroll.core.errors import UsageError
 from eggroll.distributed.connection import serve
 from eggroll.distributed.fleet import FleetOptions, on_fleet
-from eggroll.distributed.ray_fleet import Placement, ray_workers
+from eggroll.distributed.ray_fleet import Placement, check_ray, ray_workers
 from eggroll.distributed.worker import Built, Worker
 from eggroll.runs.folder import RunFolder
 from eggroll.runs.job import Job, RangeWork
@@ -20,6 +20,20 @@ from eggroll.runs.settings import RunSettings
 TOKEN = "EGGROLL_TOKEN"
 """Environment variable with the secret that workers and coordinator share."""
 Build = Callable[[dict[str, Any]], Built]
+
+
+def check_fleet(settings: RunSettings) -> None:
+    """Refuse, before anything is written, what `fleet_for` could not do.
+
+    Raises:
+      UsageError: an address is none or nobody is there, the token is missing, or Ray is not installed.
+    """
+    if settings.listen:
+        host_and_port(settings.listen, "--listen")
+    if settings.ray:
+        check_ray(settings.ray)
+    elif settings.listen:
+        _token(needed=True)
 
 
 @contextmanager

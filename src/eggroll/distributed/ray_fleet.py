@@ -12,6 +12,7 @@ import io
 import logging
 import os
 import secrets
+import socket
 import sys
 import threading
 import time
@@ -28,6 +29,7 @@ LOCAL = "local"
 LOOPBACK = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
 """Where a Ray of our own lives. It takes 127.0.0.1 for a mistake, and looks for the machine's address in its place."""
 _POLL_SECONDS = 1.0
+_REACH_SECONDS = 5.0
 _QUICK_SECONDS = 20.0
 """A worker that ends sooner after its start has failed to start."""
 _MOST_QUICK = 5
@@ -56,6 +58,30 @@ class _Slot(NamedTuple):
     since: float
 
 
+def check_ray(address: str) -> None:
+    """Whether Ray is here and somebody listens at HOST:PORT; Ray itself would try for minutes.
+
+    Raises:
+      UsageError: not so.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise UsageError('expected the package ray for --ray, got none; pip install "eggroll-es[ray]"')
+    host, _, port = address.rpartition(":")
+    if address in (LOCAL, "auto") or "/" in host or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise _no_cluster(address, error) from None
+
+
+def _no_cluster(address: str, error: BaseException) -> UsageError:
+    return UsageError(
+        f"expected a Ray cluster at {address}, got {reason(error)}; start one (ray start --head), or give --ray "
+        "without an address for one on this machine"
+    )
+
+
 @contextmanager
 def ray_workers(
     placement: Placement,
@@ -74,8 +100,7 @@ def ray_workers(
     Raises:
       UsageError: Ray is not installed, cannot be reached, or has no room for a single worker.
     """
-    if importlib.util.find_spec("ray") is None:
-        raise UsageError('expected the package ray for --ray, got none; pip install "eggroll-es[ray]"')
+    check_ray(placement.address)
     _settle_environment(placement)
     import ray
 
@@ -109,10 +134,7 @@ def _start_ray(ray: Any, placement: Placement) -> None:
         with warnings.catch_warnings(action="ignore"), contextlib.redirect_stderr(io.StringIO()):
             ray.init(address=placement.address, **quiet, **(own if placement.address == LOCAL else {}))
     except Exception as error:  # whatever Ray raises, it is one line for us
-        raise UsageError(
-            f"expected a Ray cluster at {placement.address}, got {reason(error)}; start one (ray start --head), or "
-            "give --ray without an address for one on this machine"
-        ) from None
+        raise _no_cluster(placement.address, error) from None
 
 
 class Fleet:

@@ -17,7 +17,7 @@ import numpy as np
 
 from eggroll.core import noise
 from eggroll.core.errors import UsageError
-from eggroll.distributed.launch import fleet_for
+from eggroll.distributed.launch import check_fleet, fleet_for
 from eggroll.distributed.worker import Built
 from eggroll.integer.model import Parameters, init_parameters, zero_state
 from eggroll.integer.update import alpha_at, threshold, update
@@ -50,6 +50,7 @@ def pretrain(config: PretrainConfig, *, report: Callable[[str], None], started: 
     """
     started = time.perf_counter() if started is None else started
     check_trackers(config.track)
+    check_fleet(config)
     if config.resume:
         folder, config, finished = resumed(config, report)
         if finished is not None:
