@@ -38,13 +38,13 @@ class RunSettings:
     track: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Where else metrics go: tensorboard, wandb (the extra track)."""
     ray: str = ""
-    """Have workers evaluate that Ray starts: on this machine (--ray alone), or on the cluster at this address."""
+    """Have workers evaluate that Ray starts: on this machine (no address given), or on the cluster at this address."""
     workers: int = 0
-    """Workers of a fleet: that Ray starts, or that --listen waits for before it begins."""
+    """Workers of a fleet: how many Ray starts, or are waited for before the run begins; 0: none."""
     worker_gpus: float = 0.0
     """GPUs that Ray sets aside for each worker; 0: a CPU core."""
     listen: str = ""
-    """HOST:PORT where workers are waited for (eggroll worker HOST:PORT); with --ray alone: a free port of loopback."""
+    """HOST:PORT where workers are waited for (eggroll worker HOST:PORT); none, with Ray: a free port of loopback."""
     lease_seconds: float = 10.0
     """Seconds, at least, after which a late worker's range of members is given to another one too."""
 
