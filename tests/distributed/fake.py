@@ -9,7 +9,8 @@ from collections import deque
 import jax.numpy as jnp
 import numpy as np
 
-from eggroll.distributed.coordinator import Coordinator, Fleet
+from eggroll.distributed.coordinator import Coordinator
+from eggroll.distributed.peers import Fleet
 from eggroll.distributed.ranges import cut
 from eggroll.distributed.streams import fingerprint
 from eggroll.distributed.wire import MESSAGE_LIMIT, Inbox, Message, WireError, run_number
@@ -218,10 +219,10 @@ class Box:
     def snapshot(self):
         """Collect the carry, and have the snapshot be what whoever comes starts from."""
         if self.carries:
-            self.coordinator.collect(self.now)
+            self.coordinator.carry.collect(self.now)
             self.pump()
-            assert self.coordinator.has_collected, self.said
-            carry = range_work().join(self.coordinator.collected())
+            assert self.coordinator.carry.has_collected, self.said
+            carry = range_work().join(self.coordinator.carry.collected())
             self.state = self.state._replace(carry=carry)
         state = self.state
         self.coordinator.rebase(lambda: state)

@@ -15,13 +15,13 @@ from __future__ import annotations
 import hmac
 import secrets
 from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
 
 from eggroll._version import __version__
+from eggroll.distributed.carry import CarryDesk
+from eggroll.distributed.peers import Fleet, History, Outbox, Output, Peer, Traffic
 from eggroll.distributed.ranges import NOBODY, Book
-from eggroll.distributed.streams import NO_SPAN, Arriving, described, stream
+from eggroll.distributed.streams import NO_SPAN
 from eggroll.distributed.wire import (
     COUNTED,
     PROTOCOL,
@@ -30,7 +30,6 @@ from eggroll.distributed.wire import (
     Received,
     Result,
     Span,
-    Tree,
     WireError,
     pack,
     pack_json,
@@ -42,7 +41,7 @@ from eggroll.distributed.wire import (
     unpack_span,
 )
 from eggroll.runs.folder import RunError, shown
-from eggroll.runs.job import RangeWork, RunState
+from eggroll.runs.job import RunState
 
 FIRST_LEASE = 12
 """A worker's first range may take so many times as long: it compiles."""
@@ -51,62 +50,6 @@ MOST_DEATHS = 32
 MOST_STEPS = 3
 """Times in a row that a worker is brought in step before it is sent away."""
 
-Output = tuple[int, bytes | Iterator[bytes]]
-
-
-@dataclass(frozen=True)
-class Fleet:
-    """What a coordinator needs to know of the run.
-
-    Args:
-      run: `wire.run_number` of the journal's header.
-      pairs: of the population.
-      spans: its ranges.
-      work: for the carry's shape and parts.
-      welcome: JSON for workers: header, settings, checks of the data.
-      token: that workers must have.
-      lease_seconds: after which a range is given to another worker too, at least.
-    """
-
-    run: int
-    pairs: int
-    spans: list[Span]
-    work: RangeWork
-    welcome: dict[str, Any]
-    token: bytes
-    lease_seconds: float = 10.0
-
-    @property
-    def carries(self) -> bool:
-        """Whether members carry state."""
-        return self.work.start_carry is not None
-
-
-@dataclass(slots=True)
-class Peer:
-    """A worker as the coordinator knows it."""
-
-    number: int
-    nonce: bytes
-    name: str = ""
-    stage: str = "stranger"  # "building", "syncing", "ready", "dismissed"
-    seconds: float = 0.0  # of its last range; 0: none yet
-    asked: dict[int, float] = field(default_factory=dict)  # range → when it was leased
-    steps: int = 0  # times in a row that it was out of step
-    up: int = 0  # bytes since the last generation ended, each way
-    down: int = 0
-
-
-@dataclass
-class Traffic:
-    """Bytes and events since the start of the run."""
-
-    state_bytes: int = 0  # parameters and optimiser, to workers that join or are out of step
-    carry_bytes: int = 0  # of members, either way
-    lost_workers: int = 0
-    resynchronised: int = 0
-    rebuilt_ranges: int = 0
-
 
 class Coordinator:
     """See the module.
@@ -114,7 +57,6 @@ class Coordinator:
     Args:
       say: takes lines for a person.
     Attributes:
-      out: (worker, bytes or an iterator of bytes), to be sent in order; the transport takes them out.
       closing: workers that are to be cut off once what is put out for them is sent, and why.
       fault: an error that ends the run, raised by whoever waits.
     """
@@ -123,22 +65,18 @@ class Coordinator:
         self.fleet, self.say = fleet, say
         self.book = Book(fleet.spans, sticky=fleet.carries)
         self.peers: dict[int, Peer] = {}
-        self.out: deque[Output] = deque()
         self.closing: dict[int, str] = {}
         self.fault: RunError | None = None
         self.traffic = Traffic()
-        self.generation = 0
+        self.outbox = Outbox(fleet.run, self.traffic)
+        self.history = History(fleet, self.traffic)
+        desk = (fleet, self.book, self.peers, self.outbox, self.history, self.traffic, self._lease)
+        self.carry = CarryDesk(*desk)
         self.results: dict[int, Result] = {}
         self._fingerprint: int | None = None
         self._unverified: list[tuple[int, Callable[[float], None]]] = []  # what workers said before it was known
-        self._base: tuple[int, Callable[[], RunState] | None] | None = None
         self._state: RunState | None = None  # at the generation, once the fingerprint is known
-        self._frames: deque[bytes] = deque()  # of the generations since the base
         self._deaths: dict[int, int] = {}
-        self._moving: dict[int, int] = {}  # range → the worker that needs its carry
-        self._collected: dict[int, Any] | None = None  # while the run waits for it
-        self._asked: dict[int, tuple[int, float]] = {}  # range → whose carry was asked for, until when
-        self._arriving: dict[tuple[int, int], Arriving] = {}
         self._running = False
         self._handlers = {
             Message.HELLO: self._hello,
@@ -150,12 +88,22 @@ class Coordinator:
             Message.BYE: self._bye,
         }
 
+    @property
+    def generation(self) -> int:
+        """That is evaluated now."""
+        return self.outbox.generation
+
+    @property
+    def out(self) -> deque[Output]:
+        """What is to be sent, in order; the transport takes it out."""
+        return self.outbox.out
+
     # ── what the transport tells ──
 
     def connected(self, number: int) -> None:
         """A connection; `number` was never used before."""
         peer = self.peers[number] = Peer(number, secrets.token_bytes(16))
-        self._send(peer, Message.CHALLENGE, peer.nonce)
+        self.outbox.send(peer, Message.CHALLENGE, peer.nonce)
 
     def limit(self, number: int) -> int:
         """Most bytes of a message from this connection."""
@@ -178,6 +126,10 @@ class Coordinator:
             raise WireError(f"expected messages of run {self.fleet.run:016x}, got {message.run:016x}; join that run")
         if message.kind in COUNTED:
             peer.up += size
+        elif message.kind is Message.PIECE:
+            self.traffic.carry_bytes += size
+        else:
+            self.traffic.state_bytes += size
         self.book.alive(number)
         handler(peer, message, now)
 
@@ -196,27 +148,8 @@ class Coordinator:
                     f"expected some worker to evaluate pairs from {self.fleet.spans[index].first:,}, got "
                     f"{self._deaths[index]} that died over it; see the workers' own words, then go on with --resume"
                 )
-        self._forget_carry(number, now)
+        self.carry.forget(number, now)
         self._hand_out_all(now)
-
-    def _forget_carry(self, number: int, now: float) -> None:
-        """Whoever waits for a carry of this worker gets it in another way."""
-        for key in [key for key in self._arriving if key[0] == number]:
-            del self._arriving[key]
-        for index in [index for index, (source, _) in self._asked.items() if source == number]:
-            self._carry_elsewhere(index, now)
-        self._moving = {index: to for index, to in self._moving.items() if to != number}
-
-    def _carry_elsewhere(self, index: int, now: float) -> None:
-        """The one who was asked for a carry has not given it."""
-        self.book.disown(index)
-        del self._asked[index]
-        needy = self.peers.get(self._moving.pop(index, NOBODY))
-        if needy is not None:
-            self._rebuild(needy, index)
-            self._send(needy, Message.WORK, pack_span(self.fleet.spans[index]))
-        if self._collected is not None and index not in self._collected:
-            self._ask_carry(index, now)
 
     def tick(self, now: float) -> None:
         """Time has passed: leases that ran out."""
@@ -226,10 +159,7 @@ class Coordinator:
             self.say(
                 f"worker {name} is late with pairs {span.first:,} to {span.first + span.pairs - 1:,}; others get them"
             )
-        for index, (number, until) in list(self._asked.items()):
-            if until <= now:
-                self.book.late.add(number)
-                self._carry_elsewhere(index, now)
+        self.carry.tick(now)
         self._hand_out_all(now)
 
     # ── what the run tells ──
@@ -245,7 +175,8 @@ class Coordinator:
         Args:
           fresh: the state is that at the start, which workers make by themselves.
         """
-        self.generation, self._base = generation, (generation, None if fresh else lambda: state)
+        self.outbox.generation = generation
+        self.history.rebase(generation, None if fresh else lambda: state)
         self.expect(fingerprint, state, now)
         for peer in self.peers.values():
             if peer.stage == "syncing":
@@ -275,46 +206,28 @@ class Coordinator:
           frames: as the journal holds them.
           more: another generation follows, for which ranges may be handed out.
         """
-        self._frames.append(frames)
+        self.history.frames.append(frames)
         message = pack(Message.FRAME, self.fleet.run, self.generation, frames)
         known = [peer for peer in self.peers.values() if peer.stage in ("ready", "syncing")]
         for peer in known:
-            self._send_packed(peer, Message.FRAME, message)
+            self.outbox.send_packed(peer, Message.FRAME, message)
         traffic = {
             "wire_up_bytes": max((peer.up for peer in known), default=0),
             "wire_down_bytes": max((peer.down for peer in known), default=0),
         }
         for peer in self.peers.values():
             peer.up = peer.down = 0
-        self.generation += 1
+        self.outbox.generation += 1
         self._running, self._fingerprint, self._state = more, None, None
         self.results, self._unverified, self._deaths = {}, [], {}
-        self._moving, self._asked, self._arriving = {}, {}, {}
+        self.carry.start()
         self.book.start()
         self._hand_out_all(now)
         return traffic
 
     def rebase(self, load: Callable[[], RunState]) -> None:
         """A snapshot of this generation is on the disk, from which whoever joins later starts."""
-        self._base = (self.generation, load)
-        self._frames.clear()
-
-    def collect(self, now: float) -> None:
-        """Ask for the carry of all ranges at this generation; see `collected`."""
-        self._collected = {}
-        for index in range(len(self.fleet.spans)):
-            if index not in self._asked:
-                self._ask_carry(index, now)
-
-    @property
-    def has_collected(self) -> bool:
-        """Whether the carry of every range is here."""
-        return self._collected is not None and len(self._collected) == len(self.fleet.spans)
-
-    def collected(self) -> list[Any]:
-        """The carries of all ranges in order, handed over once."""
-        found, self._collected = self._collected or {}, None
-        return [found[index] for index in range(len(self.fleet.spans))]
+        self.history.rebase(self.generation, load)
 
     def dismiss(self, why: str) -> None:
         """Send everybody away."""
@@ -337,42 +250,22 @@ class Coordinator:
             )
         peer.name, peer.stage = f"{str(name)[:80]!s}", "building"
         proven = {"proof": proof(self.fleet.token, str(theirs).encode(), "coordinator")}
-        self._send(peer, Message.WELCOME, pack_json(self.fleet.welcome | proven))
+        self.outbox.send(peer, Message.WELCOME, pack_json(self.fleet.welcome | proven))
 
     def _need(self, peer: Peer, message: Received, now: float) -> None:
         span = unpack_span(message.body)
         if span == NO_SPAN:
             peer.stage = "syncing"
-            if self._base is not None:
+            if self.history.base is not None:
                 self._synchronise(peer)
         elif message.generation == self.generation:
-            self._need_carry(peer, self._index(span), now)
+            self.carry.need(peer, self._index(span), now)
 
     def _synchronise(self, peer: Peer) -> None:
         """Send the newest base and the frames since; what is finished from now on follows of itself."""
-        assert self._base is not None
-        generation, load = self._base
-        self._send_out(peer.number, self._state_messages(generation, load, NO_SPAN))
-        for offset, frames in enumerate(self._frames):
-            self._send(peer, Message.FRAME, frames, generation + offset)
-
-    def _state_messages(self, generation: int, load: Callable[[], RunState] | None, span: Span) -> Iterator[bytes]:
-        """SYNC, and the pieces of the state where it is not the start, which workers make by themselves."""
-        run, work = self.fleet.run, self.fleet.work
-        yield pack(Message.SYNC, run, generation, pack_span(span) + bytes([load is not None]))
-        if load is None:
-            return
-        state = load()
-        trees = [(Tree.PARAMETERS, state.parameters), (Tree.OPTIMIZER, state.optimizer), (Tree.SHARED, state.shared)]
-        if span != NO_SPAN:
-            trees.append((Tree.CARRY, work.cut(state.carry, *span)))
-        for tree, value in trees:
-            for data in stream(value, tree, span, run=run, generation=generation):
-                if tree is Tree.CARRY:
-                    self.traffic.carry_bytes += len(data)
-                else:
-                    self.traffic.state_bytes += len(data)
-                yield data
+        self.outbox.stream(peer, self.history.messages(NO_SPAN))
+        for generation, frames in self.history.numbered():
+            self.outbox.send(peer, Message.FRAME, frames, generation)
 
     def _ready(self, peer: Peer, message: Received, now: float) -> None:
         if len(message.body) != 8:
@@ -392,7 +285,8 @@ class Coordinator:
 
     def _out_of_step(self, peer: Peer, now: float) -> None:
         """Its state is not that of the run: it gets that of the coordinator, and nothing that it has counts."""
-        if self._state is None or peer.stage not in ("ready", "syncing"):
+        state = self._state
+        if state is None or peer.stage not in ("ready", "syncing"):
             return
         self.traffic.resynchronised += 1
         peer.steps += 1
@@ -402,14 +296,14 @@ class Coordinator:
             return
         self.say(f"worker {peer.name} has other parameters at generation {self.generation}; it is brought in step")
         self.book.leave(peer.number)
-        self._forget_carry(peer.number, now)
+        self.carry.forget(peer.number, now)
         peer.stage, peer.asked = "syncing", {}
-        state = self._state
-        self._send_out(peer.number, self._state_messages(self.generation, lambda: state or RunState(()), NO_SPAN))
+        messages = self.history.state_messages(self.generation, lambda: state, NO_SPAN)
+        self.outbox.stream(peer, messages)
         self._hand_out_all(now)
 
     def _send_away(self, peer: Peer, why: str) -> None:
-        self._send(peer, Message.BYE, pack_json({"why": why}))
+        self.outbox.send(peer, Message.BYE, pack_json({"why": why}))
         peer.stage, self.closing[peer.number] = "dismissed", why
 
     def _bye(self, peer: Peer, message: Received, now: float) -> None:
@@ -427,7 +321,7 @@ class Coordinator:
             if index is None:
                 return
             peer.asked[index] = now
-            self._send(peer, Message.WORK, pack_span(self.fleet.spans[index]))
+            self.outbox.send(peer, Message.WORK, pack_span(self.fleet.spans[index]))
 
     def _lease(self, peer: Peer) -> float:
         least = self.fleet.lease_seconds
@@ -472,104 +366,17 @@ class Coordinator:
             return
         self.results[index] = result
         if before not in (NOBODY, peer.number) and before in self.peers:
-            self._send(self.peers[before], Message.DROP, pack_span(result.span))
+            self.outbox.send(self.peers[before], Message.DROP, pack_span(result.span))
 
     # ── carry ──
 
-    def _need_carry(self, peer: Peer, index: int, now: float) -> None:
-        """A worker was handed a range whose members' carry it does not have."""
-        self.book.extend(peer.number, index, now + FIRST_LEASE * self._lease(peer))
-        source = self._keeper(index)
-        if source is None or source is peer:
-            self._rebuild(peer, index)
-            self._send(peer, Message.WORK, pack_span(self.fleet.spans[index]))
-            return
-        self._moving[index] = peer.number
-        if index not in self._asked:
-            self._ask(source, index, now)
-
-    def _keeper(self, index: int) -> Peer | None:
-        """The worker that has a range's carry, if it can be asked for it."""
-        peer = self.peers.get(self.book.keeper[index])
-        return peer if peer is not None and peer.stage == "ready" and peer.number not in self.book.late else None
+    def _piece(self, peer: Peer, message: Received, now: float) -> None:
+        piece = unpack_piece(message.body)
+        index = self._index(piece.span)
+        if message.generation == self.generation:
+            self.carry.take(peer, index, piece)
 
     def _not_here(self, peer: Peer, message: Received, now: float) -> None:
         index = self._index(unpack_span(message.body))
-        if message.generation == self.generation and self._asked.get(index, (NOBODY, 0.0))[0] == peer.number:
-            self._carry_elsewhere(index, now)
-
-    def _ask(self, source: Peer, index: int, now: float) -> None:
-        self._asked[index] = (source.number, now + FIRST_LEASE * self._lease(source))
-        self._send(source, Message.COLLECT, pack_span(self.fleet.spans[index]))
-
-    def _ask_carry(self, index: int, now: float) -> None:
-        """Ask for a range's carry: its owner, or a worker that rebuilds it first; later where there is none."""
-        source = self._keeper(index)
-        if source is None:
-            ready = [p for p in self.peers.values() if p.stage == "ready" and p.number not in self.book.late]
-            if not ready:
-                self._asked[index] = (NOBODY, now + self.fleet.lease_seconds)
-                return
-            source = ready[index % len(ready)]
-            self._rebuild(source, index)
-        self._ask(source, index, now)
-
-    def _rebuild(self, peer: Peer, index: int) -> None:
-        """Have a worker make a range's carry again, from the base and the frames since."""
-        assert self._base is not None
-        span, (generation, load) = self.fleet.spans[index], self._base
-        if load is not None and not self._frames:  # the base is where the run stands: the carry itself will do
-            self._send_out(peer.number, self._carry_messages(lambda: self.fleet.work.cut(load().carry, *span), span))
-            return
-        self.traffic.rebuilt_ranges += 1
-        self._send_out(peer.number, self._state_messages(generation, load, span))
-        for offset, frames in enumerate(self._frames):
-            self._send(peer, Message.REPLAY, pack_span(span) + frames, generation + offset)
-
-    def _carry_messages(self, carry: Callable[[], Any], span: Span) -> Iterator[bytes]:
-        generation = self.generation
-        for data in stream(carry(), Tree.CARRY, span, run=self.fleet.run, generation=generation):
-            self.traffic.carry_bytes += len(data)
-            yield data
-
-    def _piece(self, peer: Peer, message: Received, now: float) -> None:
-        """A part of a carry that was asked for."""
-        piece = unpack_piece(message.body)
-        index = self._index(piece.span)
-        self.traffic.carry_bytes += len(message.body)
-        if message.generation != self.generation or self._asked.get(index, (NOBODY, 0.0))[0] != peer.number:
-            return  # of an earlier generation, or given by another one meanwhile
-        key = (peer.number, index)
-        if key not in self._arriving:
-            self._arriving[key] = Arriving(self._carry_shape(piece.span))
-        self._arriving[key].take(piece)
-        if self._arriving[key].is_whole:
-            self._carry_is_here(index, self._arriving.pop(key).tree())
-
-    def _carry_shape(self, span: Span) -> Any:
-        assert self.fleet.work.start_carry is not None
-        return described(self.fleet.work.start_carry(*span))
-
-    def _carry_is_here(self, index: int, carry: Any) -> None:
-        del self._asked[index]
-        needy = self.peers.get(self._moving.pop(index, NOBODY))
-        if needy is not None:
-            span = self.fleet.spans[index]
-            self._send_out(needy.number, self._carry_messages(lambda: carry, span))
-            self._send(needy, Message.WORK, pack_span(span))
-        if self._collected is not None:
-            self._collected[index] = carry
-
-    # ── sending ──
-
-    def _send(self, peer: Peer, kind: Message, body: bytes, generation: int | None = None) -> None:
-        at = self.generation if generation is None else generation
-        self._send_packed(peer, kind, pack(kind, self.fleet.run, at, body))
-
-    def _send_packed(self, peer: Peer, kind: Message, data: bytes) -> None:
-        if kind in COUNTED:
-            peer.down += len(data)
-        self._send_out(peer.number, data)
-
-    def _send_out(self, number: int, data: bytes | Iterator[bytes]) -> None:
-        self.out.append((number, data))
+        if message.generation == self.generation:
+            self.carry.not_here(peer, index, now)

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from eggroll.distributed.coordinator import Coordinator, Fleet
+from eggroll.distributed.coordinator import Coordinator
+from eggroll.distributed.peers import Fleet
 from eggroll.distributed.ranges import cut
 from eggroll.distributed.server import Server
 from eggroll.distributed.streams import fingerprint
@@ -151,10 +152,10 @@ class _Evaluation:
         """The state with the carry that the workers have, for a snapshot."""
         if self._opened and isinstance(state.carry, Away):
             with self.server.lock:
-                self.coordinator.collect(time.monotonic())
+                self.coordinator.carry.collect(time.monotonic())
                 self.server.wake()
-                self._wait(lambda: self.coordinator.has_collected, EMPTY_SECONDS, "to hand their carry over")
-                state = state._replace(carry=self.work.join(self.coordinator.collected()))
+                self._wait(lambda: self.coordinator.carry.has_collected, EMPTY_SECONDS, "to hand their carry over")
+                state = state._replace(carry=self.work.join(self.coordinator.carry.collected()))
         if self._opened:
             with self.server.lock:
                 self.coordinator.rebase(lambda: state)
