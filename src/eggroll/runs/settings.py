@@ -13,14 +13,72 @@ from eggroll.core.errors import UsageError
 from eggroll.runs.folder import RunError, shown
 
 T = TypeVar("T")
-NOT_RECORDED = ("run_dir", "resume", "on_change")
+HOSTS = ("coordinator", "processes", "process", "start_timeout", "peer_timeout")
+"""Settings of `HostSettings`."""
+NOT_RECORDED = ("run_dir", "resume", "on_change", *HOSTS)
 """Settings that say where and how to start, not what runs."""
 OBSERVING = ("log_every", "track")
 """Settings that change nothing of the run: on `--resume` those given count."""
 
 
 @dataclass(frozen=True)
-class RunSettings:
+class HostSettings:
+    """Which of several processes this one is; they may run on as many hosts. See docs/launching.md."""
+
+    coordinator: str = ""
+    """HOST:PORT of process 0, the same for all; auto: what Slurm, Kubernetes or MPI say; none: this process alone."""
+    processes: int | None = None
+    """Processes of the run, on all hosts together; with --coordinator."""
+    process: int | None = None
+    """Which of them this one is, from 0; process 0 alone writes the run folder."""
+    start_timeout: int = 300
+    """Seconds to wait until all processes are there."""
+    peer_timeout: float = 30.0
+    """Seconds of silence after which another process counts as lost, which ends all of them."""
+
+    def __post_init__(self) -> None:
+        check_at_least("start_timeout", self.start_timeout, 1)
+        if not 1 <= self.peer_timeout <= 86_400:
+            raise UsageError(
+                f"expected --peer-timeout in [1, 86400] seconds, got {self.peer_timeout}; the default is 30"
+            )
+        given = {"--processes": self.processes, "--process": self.process}
+        absent = [flag for flag, value in given.items() if value is None]
+        if not self.coordinator and len(absent) < 2:
+            raise UsageError("expected --coordinator with --processes and --process, got none; give that of process 0")
+        if self.coordinator and self.coordinator != "auto":
+            self.address()
+            if absent:
+                raise UsageError(
+                    f"expected --coordinator, --processes and --process together, got no {' and no '.join(absent)}; "
+                    "give all three, or --coordinator auto under Slurm, Kubernetes or MPI"
+                )
+        if self.processes is not None and self.process is not None:
+            check_at_least("processes", self.processes, 1)
+            if not 0 <= self.process < self.processes:
+                raise UsageError(
+                    f"expected --process in [0, {self.processes}), below --processes, got {self.process}; "
+                    "count processes from 0"
+                )
+
+    def address(self) -> tuple[str, int]:
+        """Host and port of the coordinator.
+
+        Raises:
+          UsageError: it is no HOST:PORT.
+        """
+        host, colon, port = self.coordinator.rpartition(":")
+        number = int(port) if port.isascii() and port.isdecimal() and len(port) <= 5 else 0
+        if not colon or not host or not 1 <= number <= 65_535:
+            raise UsageError(
+                f"expected --coordinator as HOST:PORT with a port in 1…65535, got {shown(self.coordinator)}; "
+                "give that of process 0, such as 10.0.0.1:4321"
+            )
+        return host.removeprefix("[").removesuffix("]"), number
+
+
+@dataclass(frozen=True)
+class RunSettings(HostSettings):
     """What every job's configuration has; see the run folder."""
 
     run_dir: Path | None = None
@@ -39,6 +97,7 @@ class RunSettings:
     """Where else metrics go: tensorboard, wandb (the extra track)."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, least in (("snapshot_every", 1), ("snapshots_kept", 1), ("log_every", 0)):
             check_at_least(name, getattr(self, name), least)
         if self.resume and self.run_dir is None:
