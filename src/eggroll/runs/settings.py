@@ -26,15 +26,15 @@ class HostSettings:
     """Which of several processes this one is; they may run on as many hosts. See docs/launching.md."""
 
     coordinator: str = ""
-    """HOST:PORT of process 0, the same for all; auto: what Slurm, Kubernetes or MPI say; none: this process alone."""
+    """HOST:PORT of process 0; auto: what Slurm, Kubernetes or MPI say; none: this process is alone."""
     processes: int | None = None
-    """Processes of the run, on all hosts together; with --coordinator."""
+    """Processes of the run, on all hosts."""
     process: int | None = None
-    """Which of them this one is, from 0; process 0 alone writes the run folder."""
+    """Which this one is, from 0; 0 writes the run folder."""
     start_timeout: int = 300
     """Seconds to wait until all processes are there."""
     peer_timeout: float = 30.0
-    """Seconds of silence after which another process counts as lost, which ends all of them."""
+    """Seconds of silence after which a process is lost, and all end."""
 
     def __post_init__(self) -> None:
         check_at_least("start_timeout", self.start_timeout, 1)
