@@ -15,7 +15,7 @@ LIMIT = 90
 """Seconds after which a process that hangs is killed."""
 SETTINGS = (
     *("--preset", "tiny", "--population-size", "64", "--group-size", "8", "--seq-len", "8", "--generations", "300"),
-    *("--validation-bytes", "200", "--snapshot-every", "25", "--validate-every", "150", "--sample-bytes", "4"),
+    *("--validation-bytes", "200", "--snapshot-every", "25", "--validate-every", "150", "--sample-bytes", "0"),
     *("--data", "data.txt"),
 )
 

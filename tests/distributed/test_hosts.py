@@ -6,7 +6,6 @@ import re
 import shutil
 import signal
 import time
-from pathlib import Path
 
 import pytest
 
@@ -62,7 +61,8 @@ def left_by(run):
     """Everything of a run that does not depend on when and where it ran."""
     generation, tree = snapshots.load(RunFolder.open(run))
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    lines = [{k: v for k, v in line.items() if "seconds" not in k and "per_second" not in k} for line in lines]
+    own = ("seconds", "per_second", "bits_per_byte")  # a run that is stopped validates then
+    lines = [{k: v for k, v in line.items() if not k.endswith(own)} for line in lines]
     leaves = {path: leaf.tobytes() for path, leaf in model.flat(tree["parameters"]).items()}
     return generation, leaves, lines, (run / "journal.egg").read_bytes()
 
@@ -77,9 +77,9 @@ def test_two_processes_leave_what_one_does(processes, whole):
     assert first[0] == second[0] == 0, (first, second)
     run = processes.folder / "run"
     assert left_by(run) == left_by(whole)
-    assert (run / "samples.jsonl").read_text() == (whole / "samples.jsonl").read_text()
     summary = json.loads(first[1])
     assert summary == RunFolder.open(run).read_json("summary.json") and summary["processes"] == summary["devices"] == 2
+    assert summary["bits_per_byte"] == RunFolder.open(whole).read_json("summary.json")["bits_per_byte"]
     assert second[1:] == ("", "") and re.fullmatch(r"data\.txt: [^\n]+\n", first[2])
     assert sorted(path.name for path in (processes.folder / "elsewhere").iterdir()) == ["data.txt"]
     assert "coordinator" not in RunFolder.open(run).read_json("config.json")
@@ -92,8 +92,7 @@ def test_lost_processes_and_going_on(processes, whole):
         [
             (lambda process: stopped(process, signal.SIGKILL), 1, 5, "connection closed"),
             (lambda process: stopped(process, signal.SIGKILL), 0, 5, "connection closed"),
-            (frozen, 1, 15, "3 seconds of silence"),
-            (frozen, 0, 15, "3 seconds of silence"),
+            (frozen, 1, 8, "3 seconds of silence"),
         ]
     ):
         pair = processes.pair("run", *flags)
@@ -106,7 +105,7 @@ def test_lost_processes_and_going_on(processes, whole):
         pair[who].kill()
         flags = ("--resume",)
     pair = processes.pair("run", *flags)
-    wait_for_generation(run, 225, pair)
+    wait_for_generation(run, 180, pair)
     pair[1].send_signal(signal.SIGTERM)
     first, second = map(ended, pair)
     assert first[0] == second[0] == 130 and second[1:] == ("", "")
@@ -160,11 +159,12 @@ def test_what_process_0_cannot_do_is_told_to_all(processes):
 LIBRARY = """
 import json, sys
 import jax, jax.numpy as jnp, numpy as np, optax
-jax.distributed.initialize(f"127.0.0.1:{sys.argv[1]}", 2, int(sys.argv[2]), coordinator_bind_address=f"127.0.0.1:{sys.argv[1]}")
+address = f"127.0.0.1:{sys.argv[1]}"
+jax.distributed.initialize(address, 2, int(sys.argv[2]), coordinator_bind_address=address)
 import eggroll
 es = eggroll.EvolutionStrategy(optax.sgd(0.1), population_size=32, sigma=0.1)
 start = {"w": np.ones((4, 3), np.float32)}
-fitness = lambda params, key: -jnp.sum(params["w"] ** 2)
+fitness = lambda params, key: jnp.sum(jnp.ones(4) @ params["w"])
 for generations in (3, 6):
     state, summary = eggroll.train(
         es, start, fitness, generations=generations, run_dir=f"library-{sys.argv[2]}", resume=generations > 3
@@ -183,7 +183,3 @@ def test_a_users_own_processes(processes):
     assert first[0] == second[0] == 0, (first[2], second[2])
     assert first[1] == second[1] and json.loads(first[1])[:2] == [6, 3]
     assert (processes.folder / "library-0").is_dir() and not (processes.folder / "library-1").exists()
-
-
-def test_examples_and_scripts_are_there():
-    assert (Path(__file__).resolve().parents[2] / "docs" / "launching.md").is_file()

@@ -101,29 +101,29 @@ class Team:
                 f"expected {self.count} processes, lost process {process} at {at} ({reason}); "
                 "start all of them again with --resume"
             )
-        self._leave(line, line, STATUS_LOST)
+        self._leave(line, line, STATUS_LOST, lost=process)
 
-    def _leave(self, told: str, said: str, status: int) -> None:
-        """Tell the others and a person, once, whichever thread comes first; and end without waiting for anybody."""
+    def _leave(self, told: str, said: str, status: int, *, lost: int | None = None) -> None:
+        """Tell the others and a person, once, whichever thread comes first; and end without waiting for the lost."""
         if not self._ending.acquire(blocking=False):
             threading.Event().wait()  # another thread is at it
         self._done.set()
         show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
         with contextlib.suppress(OSError, ValueError):
             sys.stderr.write(f"{show_cursor}{said if said != told else f'{self._name}: {said}'}\n")
-        self._tell(told)
+        self._tell(told, lost)
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()
         os._exit(status)
 
-    def _tell(self, line: str) -> None:
+    def _tell(self, line: str, lost: int | None = None) -> None:
         tellers = [threading.Thread(target=self._tell_one, args=(c, line), daemon=True) for c in self._channels]
         for teller in tellers:
             teller.start()
         end = time.monotonic() + _GRACE
-        for teller in tellers:
-            teller.join(max(0.0, end - time.monotonic()))
+        for teller, channel in zip(tellers, self._channels, strict=True):
+            teller.join(max(0.0, end - time.monotonic()) if channel.process != lost else 0.1)
 
     @staticmethod
     def _tell_one(channel: Channel, line: str) -> None:
