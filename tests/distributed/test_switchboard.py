@@ -148,9 +148,6 @@ def test_bytes_for_all():
     for thread in threads:
         thread.join(30)
     assert results == dict.fromkeys(range(3), (True, [b"0", b"1", b"2"], True))
-    for pair in pairs:
-        for connection in pair:
-            connection.close()
 
 
 def test_what_is_no_message():

@@ -157,6 +157,8 @@ class Channel:
             return
         if threading.current_thread() is not self._reader:
             self._reader.join(seconds)
+            if not self._reader.is_alive():
+                self._connection.close()
 
     def _alive(self) -> None:
         self.seen = time.monotonic()

@@ -41,9 +41,9 @@ def join(settings: HostSettings, *, name: str) -> Team:
     own = Greeting(process, count, _versions())
     if process == 0:
         board = Switchboard(listen(host, port), own, _free_port())
-        connections, jax_port = board.gather(settings.start_timeout), board.jax_port
+        connections, jax_port = board.gather(float(settings.start_timeout)), board.jax_port
     else:
-        connection, token = reach(host, port, own, settings.start_timeout)
+        connection, token = reach(host, port, own, float(settings.start_timeout))
         connections, jax_port = [connection], tunnel(host, port, token)
     team.watch([Channel(each, i if process == 0 else 0, team.ended) for i, each in enumerate(connections, 1)])
     address = connections[0].getsockname()[0] if connections else "127.0.0.1"
@@ -166,10 +166,10 @@ def joined() -> Team | None:
         listener, token = listen(host, 0), os.urandom(16).hex()
         client.key_value_set(key, f"{listener.getsockname()[1]} {token}")
         board = Switchboard(listener, Greeting(process, count, _versions(), token))
-        connections = board.gather(_TAKING_LEAVE)
+        connections = board.gather(float(_TAKING_LEAVE))
         team.at_the_end(board.close)
     else:
         port, token = client.blocking_key_value_get(key, 1000 * _TAKING_LEAVE).split()
-        connections = [reach(host, int(port), Greeting(process, count, _versions(), token), _TAKING_LEAVE)[0]]
+        connections = [reach(host, int(port), Greeting(process, count, _versions(), token), float(_TAKING_LEAVE))[0]]
     team.watch([Channel(each, i if process == 0 else 0, team.ended) for i, each in enumerate(connections, 1)])
     return team

@@ -178,7 +178,7 @@ def _versions(versions: Any) -> str:
 def _refuse(connection: socket.socket, fault: str) -> None:
     with contextlib.suppress(ClosedError, OSError):
         send_message(connection, Kind.FAILED, fault.encode())
-        connection.shutdown(socket.SHUT_WR)
+    connection.close()
 
 
 def reach(host: str, port: int, own: Greeting, seconds: float) -> tuple[socket.socket, str]:
@@ -205,10 +205,12 @@ def reach(host: str, port: int, own: Greeting, seconds: float) -> tuple[socket.s
         send_line(connection, {"eggroll": "peer", **vars(own)})
         kind, data = receive_message(connection)
     except (OSError, ClosedError) as error:
+        connection.close()
         raise RunError(
             f"expected process 0 at {host}:{port}, got {error}; see what process 0 says, and mend --coordinator"
         ) from None
     if kind is Kind.FAILED:
+        connection.close()
         raise RunError(data.decode(errors="replace")[:2000])
     return connection, data.decode()
 
@@ -236,10 +238,18 @@ def join(near: socket.socket, far: socket.socket, *, keep: bool) -> None:
     Args:
       keep: leave `near` open, and silent, when `far` ends.
     """
+    threading.Thread(target=_carry_both_ways, args=(near, far, keep), daemon=True).start()
+
+
+def _carry_both_ways(near: socket.socket, far: socket.socket, keep: bool) -> None:
     for connection in (near, far):
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    for source, target, closes in ((near, far, True), (far, near, not keep)):
-        threading.Thread(target=_carry, args=(source, target, closes), daemon=True).start()
+    back = threading.Thread(target=_carry, args=(far, near, not keep), daemon=True)
+    back.start()
+    _carry(near, far, True)
+    back.join()
+    near.close()
+    far.close()
 
 
 def _carry(source: socket.socket, target: socket.socket, closes: bool) -> None:
