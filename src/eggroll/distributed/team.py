@@ -37,6 +37,7 @@ class Team:
     def __init__(self, process: int, count: int, *, silence: float, name: str, leaves: bool = True) -> None:
         self.process, self.count = process, count
         self._silence, self._name, self._leaves = silence, name, leaves
+        self._stderr = sys.stderr  # a progress bar or a parser may put something else there
         self._channels: list[Channel] = []
         self._ending, self._done = threading.Lock(), threading.Event()
         self._last: list[Callable[[], None]] = []
@@ -108,11 +109,11 @@ class Team:
         if not self._ending.acquire(blocking=False):
             threading.Event().wait()  # another thread is at it
         self._done.set()
-        show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""
+        show_cursor = "\x1b[?25h" if self._stderr.isatty() else ""
         with contextlib.suppress(OSError, ValueError):
-            sys.stderr.write(f"{show_cursor}{said if said != told else f'{self._name}: {said}'}\n")
+            self._stderr.write(f"{show_cursor}{said if said != told else f'{self._name}: {said}'}\n")
         self._tell(told, lost)
-        for stream in (sys.stdout, sys.stderr):
+        for stream in (sys.stdout, self._stderr):
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()
         os._exit(status)

@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 
 from eggroll.runs.folder import RunError, RunFolder
@@ -17,7 +18,7 @@ from eggroll.runs.job import Job, RunState
 from eggroll.runs.journal import Record
 from eggroll.runs.ledger import FolderLedger, Ledger
 from eggroll.runs.peers import Peers, told
-from eggroll.runs.trees import as_arrays, filled
+from eggroll.runs.trees import as_arrays, blank, filled
 
 
 def ledger_of(
@@ -90,7 +91,7 @@ class Following:
         start, head = self.job.start(), told(self.peers)
         if not head["generation"]:
             return 0, start
-        expected = as_arrays(start)
+        expected = as_arrays(jax.tree.map(blank, start))
         if head["leaves"] != [_described(*leaf) for leaf in expected.items()]:
             raise RunError(
                 "expected the state that process 0 sends to fit this job's, got other leaves; start all processes with "

@@ -16,8 +16,9 @@ import numpy as np
 
 from eggroll.runs.folder import RunError, shown
 from eggroll.runs.job import Job
-from eggroll.runs.settings import OBSERVING
 
+_OWN = ("log_every", "track")
+"""Settings that each process may have as it likes: process 0 alone uses them."""
 _LONG = 200
 """Characters of a fact beyond which its hash is compared."""
 
@@ -86,7 +87,7 @@ def check_alike(peers: Peers, job: Job[Any]) -> None:
 def _facts(job: Job[Any]) -> dict[str, str]:
     """What must be alike, in words that are short."""
     header = job.header({})
-    config = {name: value for name, value in header["config"].items() if name not in OBSERVING}
+    config = {name: value for name, value in header["config"].items() if name not in _OWN}
     facts = {
         **config,
         "data": job.data,
