@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from eggroll._version import __version__
@@ -114,9 +116,26 @@ def _start_jax(port: int, count: int, process: int, devices: Sequence[int] | Non
             shutdown_timeout_seconds=_TAKING_LEAVE,
             coordinator_bind_address=f"127.0.0.1:{port}",
         )
-        jax.devices()
+        _meet()
     except Exception as error:
         raise RunError(f"expected to start JAX over {count} processes, got {reason(error)}; mend that") from None
+
+
+def _meet() -> None:
+    """The first collective: whether the hosts reach each other is found out now.
+
+    Gloo tells of it on standard output, where the closing line of JSON belongs.
+    """
+    from jax.experimental import multihost_utils
+
+    sys.stdout.flush()
+    with contextlib.ExitStack() as stack, Path(os.devnull).open("wb") as nothing:
+        with contextlib.suppress(OSError):  # there may be no standard output
+            kept = os.dup(1)
+            stack.callback(os.close, kept)
+            stack.callback(os.dup2, kept, 1)
+            os.dup2(nothing.fileno(), 1)
+        multihost_utils.sync_global_devices("eggroll")
 
 
 def _leave_jax() -> None:

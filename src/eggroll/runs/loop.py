@@ -122,10 +122,13 @@ class Loop:
         """Whether `metrics.jsonl` lacks this generation; it has those that a resumed run goes through again."""
         return line["generation"] >= self.ledger.next_generation
 
+    def whole_state(self) -> RunState:
+        """The state with all of its carry in this process; every process calls it."""
+        return self.state if self.job.gather is None else self.job.gather(self.state)
+
     def snapshot(self) -> None:
         """Have the state on the disk."""
-        state = self.state if self.job.gather is None else self.job.gather(self.state)
-        self.ledger.save(self.generation, state, self.job.snapshots_kept)
+        self.ledger.save(self.generation, self.whole_state(), self.job.snapshots_kept)
 
 
 def run(

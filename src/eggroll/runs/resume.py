@@ -70,7 +70,7 @@ def change_settings(
     with Loop(old, folder, say=say, peers=peers) as loop:
         header = new.header(loop.environment)
         loop.ledger.check_change(new, header)
-        filled(new.start(), as_arrays(loop.state), "the state under the recorded settings")
+        filled(new.start(), as_arrays(loop.whole_state()), "the state under the recorded settings")
         while loop.generation < loop.ledger.generations:
             line = loop.advance()
             if loop.is_new(line):
