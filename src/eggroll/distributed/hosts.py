@@ -80,11 +80,6 @@ def _placed(settings: HostSettings) -> tuple[tuple[str, int], int, int, Sequence
     return found.address(), count, process, devices
 
 
-def process_of(settings: HostSettings) -> int:
-    """Which process this is, before it joins the others."""
-    return _placed(settings)[2] if settings.coordinator else 0
-
-
 def _versions() -> dict[str, str]:
     import jax
     import jaxlib

@@ -172,3 +172,5 @@ class Team:
             self._leave(line, said, status)
         self._done.set()
         self._tell(line)
+        for action in self._last:
+            action()
