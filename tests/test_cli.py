@@ -92,6 +92,7 @@ BAD = {
     "snapshots of 0": "pretrain --snapshots-kept 0",
     "unknown tracker": "pretrain --track paper",
     "start from nothing": "pretrain --start-from ../data/there",
+    "a fleet of several processes": "pretrain --ray --workers 2 --coordinator 127.0.0.1:1 --processes 1 --process 0",
     "ray without workers": "pretrain --ray",
     "workers without a place": "pretrain --workers 2",
     "negative workers": "pretrain --ray --workers -1",

@@ -18,7 +18,7 @@ _HOMES = {
     "merge_lora": "eggroll.core.adapters",
     "per_group": "eggroll.core.population",
     "replay": "eggroll.runs.training",
-    "train": "eggroll.runs.training",
+    "train": "eggroll.distributed.training",
     "with_lora": "eggroll.core.adapters",
 }
 

@@ -31,8 +31,6 @@ def pretrain(arguments: Sequence[str]) -> int:
     from eggroll.pretrain.config import PretrainConfig, preset
     from eggroll.pretrain.job import pretrain as run
 
-    named = _preset_named(arguments)
-    default = _recorded_pretrain(arguments) or preset("demo" if named is None else named)
     if any(
         flag == "--data" and (after.startswith("--") or not after)
         for flag, after in itertools.pairwise([*arguments, ""])
@@ -41,9 +39,18 @@ def pretrain(arguments: Sequence[str]) -> int:
             "expected a file, folder, glob or hf:NAME after --data, got nothing; leave --data out for "
             "the standard library"
         )
-    config = _parse(PretrainConfig, "pretrain", _ray_named(arguments), default=default)
-    outcome = run(config, report=_say, started=started)
-    print(json.dumps(outcome.summary))
+    with _peers("pretrain", arguments) as peers:
+        named = _preset_named(arguments)
+        recorded = None if peers.process else _recorded_pretrain(arguments)
+        config = _parse(
+            PretrainConfig,
+            "pretrain",
+            _ray_named(arguments),
+            default=recorded or preset("demo" if named is None else named),
+        )
+        outcome = run(config, report=_say, started=started, peers=peers)
+        if peers.process == 0:
+            print(json.dumps(outcome.summary), flush=True)
     return outcome.exit_status
 
 
@@ -128,6 +135,20 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 
 LEARNERS = {"pretrain": "eggroll.pretrain.job"}
 """Job → module whose `learner_of` makes its learner of a journal's header, and `worker_job` the job for a worker."""
+
+
+def _peers(command: str, arguments: Sequence[str]) -> contextlib.AbstractContextManager[Any]:
+    """The processes of the run, found before anything else is done; this one alone without --coordinator."""
+    from eggroll.runs.peers import Alone
+
+    fleet = _values(arguments, "--ray") + _values(arguments, "--listen")  # refused together, before anybody is met
+    if fleet or not _values(arguments, "--coordinator") or {"--help", "-h"} & set(arguments):
+        return contextlib.nullcontext(Alone())
+    from eggroll.distributed.hosts import join
+    from eggroll.runs.settings import HostSettings
+
+    settings = _parse(HostSettings, command, arguments, return_unknown_args=True)[0]
+    return join(settings, name=f"eggroll {command}")
 
 
 def _learner_for(header: dict[str, Any], base: Path | None) -> Any:

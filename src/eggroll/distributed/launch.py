@@ -41,8 +41,7 @@ def fleet_for(
     settings: RunSettings,
     job: Job[Any],
     work: RangeWork,
-    folder: RunFolder,
-    checks: dict[str, Any],
+    folder: RunFolder | None,
     build: Build,
     *,
     say: Callable[[str], None],
@@ -51,19 +50,19 @@ def fleet_for(
 
     Args:
       work: the evaluation in ranges.
-      checks: JSON about the data, which workers compare with their own.
+      folder: of the run; None in a process that has none.
       build: a run's settings → the job, in a worker; a function of an importable module.
       say: takes lines for a person.
     Raises:
       UsageError: an address cannot be used, there is no token, or Ray cannot be started.
     """
-    if not settings.is_fleet:
+    if not settings.is_fleet or folder is None:
         yield job
         return
     listen = host_and_port(settings.listen, "--listen") if settings.listen else ("127.0.0.1", 0)
     token = _token(needed=not settings.ray)
     options = FleetOptions(settings.workers, token, listen, lease_seconds=settings.lease_seconds)
-    with on_fleet(job, work, folder, options, checks=checks, say=say) as (fleet_job, server):
+    with on_fleet(job, work, folder, options, checks={"data": job.data}, say=say) as (fleet_job, server):
         if not settings.ray:
             host, port = server.address
             say(f"waiting for {settings.workers} workers at {host}:{port}")

@@ -79,9 +79,26 @@ def matmul_with(
     return _integer_matmul(x, weight) if dtype == jnp.int8 else _blocked_matmul(x, weight, dtype)
 
 
-@functools.cache
+_chosen: list[jnp.dtype] = []
+
+
+def use_cpu_operands(name: str) -> None:
+    """Take these operands without a trial, before anything is compiled: processes of one program must take the same.
+
+    Args:
+      name: what `cpu_operand_dtype().name` said elsewhere.
+    """
+    _chosen[:] = [jnp.dtype(name)]
+
+
 def cpu_operand_dtype() -> jnp.dtype:
-    """The operands of exact products that this CPU multiplies fastest, by a trial of a few milliseconds each.
+    """The operands of exact products on CPUs: those that were chosen, else the fastest in a trial."""
+    return _chosen[0] if _chosen else fastest_cpu_operands()
+
+
+@functools.cache
+def fastest_cpu_operands() -> jnp.dtype:
+    """The operands that this CPU multiplies fastest, by a trial of a few milliseconds each.
 
     int8, float32, and bfloat16 where the processor has it: which one wins depends on processor and XLA version, and
     all give the same integers.
@@ -96,7 +113,7 @@ def cpu_operand_dtype() -> jnp.dtype:
 
 def _trial_seconds(dtype: jnp.dtype) -> float:
     """The best of a few products of the model's usual size, on the CPU, outside of any trace."""
-    with jax.ensure_compile_time_eval(), jax.default_device(jax.devices("cpu")[0]):
+    with jax.ensure_compile_time_eval(), jax.default_device(jax.local_devices(backend="cpu")[0]):
         x, weight = jnp.ones((2048, 256), jnp.int8), jnp.ones((256, 256), jnp.int8)
         product = jax.jit(functools.partial(matmul_with, dtype))
         product(x, weight).block_until_ready()

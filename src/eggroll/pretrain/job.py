@@ -8,6 +8,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from eggroll.core import noise
 from eggroll.core.errors import UsageError
 from eggroll.distributed.launch import check_fleet, fleet_for
 from eggroll.distributed.worker import Built
+from eggroll.integer.arithmetic import cpu_operand_dtype, use_cpu_operands
 from eggroll.integer.model import Parameters, init_parameters, zero_state
 from eggroll.integer.update import alpha_at, threshold, update
 from eggroll.pretrain.config import PretrainConfig
@@ -32,6 +34,7 @@ from eggroll.runs.folder import RunFolder
 from eggroll.runs.job import Job, Learner, RangeWork, RunState, Updater
 from eggroll.runs.loop import Outcome, run
 from eggroll.runs.metrics import Metrics
+from eggroll.runs.peers import Alone, Peers, check_alike, told
 from eggroll.runs.resume import change_settings, check_change, differences, finished_summary, recorded_config
 from eggroll.runs.settings import NOT_RECORDED, OBSERVING, from_json
 from eggroll.runs.tracking import check_trackers
@@ -39,42 +42,79 @@ from eggroll.runs.trees import filled
 from eggroll.runs.weights import load_parameters
 
 
-def pretrain(config: PretrainConfig, *, report: Callable[[str], None], started: float | None = None) -> Outcome:
+def pretrain(
+    config: PretrainConfig,
+    *,
+    report: Callable[[str], None],
+    started: float | None = None,
+    peers: Peers | None = None,
+) -> Outcome:
     """Train as `config` says and leave a run folder behind, or go on with one.
 
     Args:
       report: takes the lines that are for a person to read.
       started: `time.perf_counter()` when the program began; start-up is counted from it.
+      peers: the processes of the run, which `distributed.hosts.join` finds; none: this one alone. The settings of
+        process 0 hold when going on.
     Raises:
       UsageError: the data or the settings cannot be used; nothing was written.
     """
-    started = time.perf_counter() if started is None else started
-    check_trackers(config.track)
+    started, peers = time.perf_counter() if started is None else started, peers or Alone()
+    report = _silent if peers.process else report
+    check_trackers(() if peers.process else config.track)
     check_fleet(config)
+    _settle_operands(peers)
+    folder = None
     if config.resume:
-        folder, config, finished = resumed(config, report)
+        going = resumed(config, report) if peers.process == 0 else None
+        folder, config, finished = _gone_on_with(going, report, peers)
         if finished is not None:
             return Outcome(finished, 0, RunState(()))
     else:
         config = dataclasses.replace(config, chunk_size=2 * chunk_pairs(config))
-        folder = None
     job, extra, references, work = _prepared(config)
-    if folder is None:
+    check_alike(peers, job)
+    if folder is None and peers.process == 0:
         folder = RunFolder.create(config.run_dir, "pretrain", config.as_json())
     report(references)
-    checks = {"corpus_sha256": extra["corpus_sha256"]}
-    with fleet_for(config, job, work, folder, checks, worker_job, say=report) as fleet_job:
+    with fleet_for(config, job, work, folder, worker_job, say=report) as fleet_job:
         seconds = time.perf_counter() - started
-        outcome = run(fleet_job, folder, extra=extra, prefix_seconds=seconds, say=report)
+        outcome = run(fleet_job, folder, extra=extra, prefix_seconds=seconds, say=report, peers=peers)
     outcome.summary["peak_memory_bytes"] = peak_memory()
-    folder.write_json("summary.json", outcome.summary)
+    if folder is not None:
+        folder.write_json("summary.json", outcome.summary)
     return outcome
 
 
-def resumed(
-    config: PretrainConfig, report: Callable[[str], None]
-) -> tuple[RunFolder, PretrainConfig, dict[str, Any] | None]:
-    """The run's folder, the settings that hold, and the summary of a run that has nothing left to do."""
+def _silent(line: str) -> None:
+    """What a person need not read twice."""
+
+
+def _settle_operands(peers: Peers) -> None:
+    """Processes that share a program must compile the same one: the trial of process 0 decides."""
+    if peers.count > 1 and jax.default_backend() == "cpu":
+        use_cpu_operands(told(peers, cpu_operand_dtype().name if peers.process == 0 else None))
+
+
+@dataclass
+class GoingOn:
+    """What going on with a run comes to.
+
+    Args:
+      recorded, wanted: settings up to now, and from here on.
+      changed: whether the latter are to be written down.
+      finished: the summary of a run that has nothing left to do.
+    """
+
+    folder: RunFolder
+    recorded: PretrainConfig
+    wanted: PretrainConfig
+    changed: bool
+    finished: dict[str, Any] | None
+
+
+def resumed(config: PretrainConfig, report: Callable[[str], None]) -> GoingOn:
+    """Which settings hold for the run in `config.run_dir`, and whether there is anything left to do."""
     assert config.run_dir is not None  # RunSettings sees to it
     folder = RunFolder.open(config.run_dir)
     recorded = recorded_settings(folder)
@@ -89,9 +129,24 @@ def resumed(
     summary = finished_summary(folder, wanted.generations)
     if summary is not None:
         report(f"the run in {folder.path} is finished, after {summary['generations']} generations; nothing to do")
-    elif changes and config.on_change == "given":
-        change_settings(_prepared(recorded)[0], _prepared(wanted)[0], folder, say=report)
-    return folder, wanted, summary
+    return GoingOn(folder, recorded, wanted, bool(changes) and config.on_change == "given", summary)
+
+
+def _gone_on_with(
+    going: GoingOn | None, report: Callable[[str], None], peers: Peers
+) -> tuple[RunFolder | None, PretrainConfig, dict[str, Any] | None]:
+    """The folder, which process 0 has; at every process the settings that hold, and the summary of a finished run."""
+    if going is not None:
+        folder, recorded, wanted = going.folder, going.recorded, going.wanted
+        told(peers, [recorded.as_json(), wanted.as_json(), going.changed, going.finished])
+        changed, finished = going.changed, going.finished
+    else:
+        folder = None
+        old, new, changed, finished = told(peers)
+        recorded, wanted = (from_json(PretrainConfig, each, "what process 0 sends") for each in (old, new))
+    if changed and finished is None:
+        change_settings(_prepared(recorded)[0], _prepared(wanted)[0], folder, say=report, peers=peers)
+    return folder, wanted, finished
 
 
 def recorded_settings(folder: RunFolder) -> PretrainConfig:
@@ -122,8 +177,8 @@ def _prepared(config: PretrainConfig) -> tuple[Job[Parameters], dict[str, Any], 
         "validation_bytes": len(corpus.validation),
         "parameters": config.model().parameter_count,
     }
-    described = _describe(config, corpus, reference_bits)
-    return make_job(config, lanes, corpus.validation), extra, described, range_work(config, lanes)
+    job = dataclasses.replace(make_job(config, lanes, corpus.validation), data=corpus.sha256)
+    return job, extra, _describe(config, corpus, reference_bits), range_work(config, lanes)
 
 
 def _corpus(config: PretrainConfig) -> tuple[Corpus, Lanes]:
@@ -139,7 +194,7 @@ def worker_job(welcome: dict[str, Any]) -> Built:
     """
     config = _config_in(welcome["header"])
     corpus, lanes = _corpus(config)
-    return Built(make_learner(config), range_work(config, lanes), (), {"corpus_sha256": corpus.sha256})
+    return Built(make_learner(config), range_work(config, lanes), (), {"data": corpus.sha256})
 
 
 def make_job(config: PretrainConfig, lanes: Lanes, validation: np.ndarray) -> Job[Parameters]:

@@ -126,6 +126,7 @@ class Job(Generic[P]):
       carry, shared: at generation 0; see `RunState`.
       sample: parameters → text, noted with every validation.
       snapshot_every, snapshots_kept, validate_every: in generations; how many.
+      data: hash of what the members see, compared between processes.
       gather: state → the same with all of its carry in this process, before a snapshot; where it is elsewhere.
     """
 
@@ -145,6 +146,7 @@ class Job(Generic[P]):
     sample: Callable[[P], str] | None = None
     trackers: tuple[str, ...] = ()
     log_every: int = 0
+    data: str = ""
     gather: Callable[[RunState], RunState] | None = None
 
     def start(self) -> RunState:

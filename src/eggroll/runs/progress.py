@@ -22,10 +22,11 @@ class GenerationBar:
       job: what stands before the bar.
       total, done: generations, in all and so far.
       log_every: generations between plain lines; 0: none.
+      hidden: show nothing at all.
     """
 
-    def __init__(self, job: str, total: int, done: int = 0, log_every: int = 0) -> None:
-        self._job, self._total, self._done, self._log_every = job, total, done, log_every
+    def __init__(self, job: str, total: int, done: int = 0, log_every: int = 0, hidden: bool = False) -> None:
+        self._job, self._total, self._done, self._log_every = job, total, done, 0 if hidden else log_every
         console = Console(file=sys.stderr)
         columns = (
             TextColumn("{task.description}"),
@@ -35,7 +36,7 @@ class GenerationBar:
             TextColumn("{task.fields[throughput]}"),
             TimeRemainingColumn(),
         )
-        quiet = not console.is_terminal
+        quiet = hidden or not console.is_terminal
         self._progress = Progress(
             *columns, console=console, disable=quiet, refresh_per_second=REFRESHES_PER_SECOND, redirect_stdout=False
         )

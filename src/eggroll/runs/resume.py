@@ -8,9 +8,10 @@ from typing import Any
 from eggroll.runs.folder import RunError, RunFolder
 from eggroll.runs.job import Job
 from eggroll.runs.journal import Journal
-from eggroll.runs.loop import Loop, check_generations
+from eggroll.runs.loop import Loop
+from eggroll.runs.peers import Peers
 from eggroll.runs.settings import OBSERVING
-from eggroll.runs.trees import as_arrays, check_start, filled
+from eggroll.runs.trees import as_arrays, filled
 
 
 def recorded_config(folder: RunFolder) -> dict[str, Any]:
@@ -56,21 +57,23 @@ def finished_summary(folder: RunFolder, generations: int) -> dict[str, Any] | No
     return summary if summary.get("finished") is True and isinstance(done, int) and done >= generations else None
 
 
-def change_settings(old: Job[Any], new: Job[Any], folder: RunFolder, *, say: Callable[[str], None]) -> None:
+def change_settings(
+    old: Job[Any], new: Job[Any], folder: RunFolder | None, *, say: Callable[[str], None], peers: Peers | None = None
+) -> None:
     """Bring the run to the end of its journal under the old settings, and write down that the new ones follow.
 
+    Args:
+      folder, peers: as of `loop.run`.
     Raises:
       RunError: a state under the old settings does not fit the new ones; nothing has changed.
     """
-    with Loop(old, folder, say=say) as loop:
+    with Loop(old, folder, say=say, peers=peers) as loop:
         header = new.header(loop.environment)
-        check_start(loop.journal.segments[0].header.get("start_sha256"), header["start_sha256"], "the run")
-        filled(new.start(), as_arrays(loop.state), "the state under the recorded settings")
-        check_generations(loop.journal, new.generations)
-        while loop.generation < loop.journal.generations:
+        loop.ledger.check_change(new, header)
+        filled(new.start(), as_arrays(loop.whole_state()), "the state under the recorded settings")
+        while loop.generation < loop.ledger.generations:
             line = loop.advance()
             if loop.is_new(line):
-                loop.metrics.append(line)
+                loop.ledger.note(line)
         loop.snapshot()
-        loop.journal.append_header(header)
-        folder.write_json("config.json", new.config)
+        loop.ledger.change(new, header)

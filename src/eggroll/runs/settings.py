@@ -13,14 +13,74 @@ from eggroll.core.errors import UsageError
 from eggroll.runs.folder import RunError, shown
 
 T = TypeVar("T")
-NOT_RECORDED = ("run_dir", "resume", "on_change", "ray", "workers", "worker_gpus", "listen", "lease_seconds")
+HOSTS = ("coordinator", "processes", "process", "start_timeout", "peer_timeout")
+"""Settings of `HostSettings`."""
+FLEET = ("ray", "workers", "worker_gpus", "listen", "lease_seconds")
+"""Settings of a fleet of workers."""
+NOT_RECORDED = ("run_dir", "resume", "on_change", *HOSTS, *FLEET)
 """Settings that say where and how to start, not what runs."""
 OBSERVING = ("log_every", "track")
 """Settings that change nothing of the run: on `--resume` those given count."""
 
 
 @dataclass(frozen=True)
-class RunSettings:
+class HostSettings:
+    """Which of several processes this one is; they may run on as many hosts. See docs/launching.md."""
+
+    coordinator: str = ""
+    """HOST:PORT of process 0; auto: what Slurm, Kubernetes or MPI say; none: this process is alone."""
+    processes: int | None = None
+    """Processes of the run, on all hosts."""
+    process: int | None = None
+    """Which this one is, from 0; 0 writes the run folder."""
+    start_timeout: int = 300
+    """Seconds to wait until all processes are there."""
+    peer_timeout: float = 30.0
+    """Seconds of silence after which a process is lost, and all end."""
+
+    def __post_init__(self) -> None:
+        check_at_least("start_timeout", self.start_timeout, 1)
+        if not 1 <= self.peer_timeout <= 86_400:
+            raise UsageError(
+                f"expected --peer-timeout in [1, 86400] seconds, got {self.peer_timeout}; the default is 30"
+            )
+        given = {"--processes": self.processes, "--process": self.process}
+        absent = [flag for flag, value in given.items() if value is None]
+        if not self.coordinator and len(absent) < 2:
+            raise UsageError("expected --coordinator with --processes and --process, got none; give that of process 0")
+        if self.coordinator and self.coordinator != "auto":
+            self.address()
+            if absent:
+                raise UsageError(
+                    f"expected --coordinator, --processes and --process together, got no {' and no '.join(absent)}; "
+                    "give all three, or --coordinator auto under Slurm, Kubernetes or MPI"
+                )
+        if self.processes is not None and self.process is not None:
+            check_at_least("processes", self.processes, 1)
+            if not 0 <= self.process < self.processes:
+                raise UsageError(
+                    f"expected --process in [0, {self.processes}), below --processes, got {self.process}; "
+                    "count processes from 0"
+                )
+
+    def address(self) -> tuple[str, int]:
+        """Host and port of the coordinator.
+
+        Raises:
+          UsageError: it is no HOST:PORT.
+        """
+        host, colon, port = self.coordinator.rpartition(":")
+        number = int(port) if port.isascii() and port.isdecimal() and len(port) <= 5 else 0
+        if not colon or not host or not 1 <= number <= 65_535:
+            raise UsageError(
+                f"expected --coordinator as HOST:PORT with a port in 1…65535, got {shown(self.coordinator)}; "
+                "give that of process 0, such as 10.0.0.1:4321"
+            )
+        return host.removeprefix("[").removesuffix("]"), number
+
+
+@dataclass(frozen=True)
+class RunSettings(HostSettings):
     """What every job's configuration has; see the run folder."""
 
     run_dir: Path | None = None
@@ -49,6 +109,7 @@ class RunSettings:
     """Seconds, at least, after which a late worker's range of members is given to another one too."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, least in (("snapshot_every", 1), ("snapshots_kept", 1), ("log_every", 0)):
             check_at_least(name, getattr(self, name), least)
         self._check_fleet()
@@ -61,6 +122,11 @@ class RunSettings:
             raise UsageError(
                 f"expected --lease-seconds > 0 and --worker-gpus >= 0, got {self.lease_seconds} and "
                 f"{self.worker_gpus}; the defaults are 10 and 0"
+            )
+        if self.is_fleet and self.coordinator:
+            raise UsageError(
+                "expected either --coordinator (several processes as one) or --ray and --listen (a fleet), got both; "
+                "leave one out"
             )
         if self.is_fleet and not self.workers:
             raise UsageError("expected --workers with --ray or --listen, got none; say how many, such as --workers 2")

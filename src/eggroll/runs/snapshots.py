@@ -63,11 +63,22 @@ def save(folder: RunFolder, generation: int, tree: dict[str, Any], *, keep: int)
         _remove(_path(folder, old))
 
 
-def _write(path: Path, tree: dict[str, Any]) -> None:
+def _checkpointer() -> Any:
+    """For this process: among several, orbax would wait for the others, who do not come."""
+    import jax
     import orbax.checkpoint as ocp
 
+    if jax.process_count() == 1:
+        return ocp.PyTreeCheckpointer()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=jax.process_index(), active_processes={jax.process_index()}, barrier_sync_key_prefix="eggroll"
+    )
+    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler(multiprocessing_options=alone), multiprocessing_options=alone)
+
+
+def _write(path: Path, tree: dict[str, Any]) -> None:
     try:
-        with _silence(), ocp.PyTreeCheckpointer() as checkpointer:
+        with _silence(), _checkpointer() as checkpointer:
             checkpointer.save(path, tree)
         return
     except Exception as error:  # a full disk raises nearly anything
@@ -110,7 +121,7 @@ def _restore(path: Path, only: str | None) -> dict[str, Any]:
     import jax
     import orbax.checkpoint as ocp
 
-    with ocp.PyTreeCheckpointer() as checkpointer:
+    with _checkpointer() as checkpointer:
         written = checkpointer.metadata(path).item_metadata
         if written is None:
             raise ValueError("one whose metadata cannot be read")

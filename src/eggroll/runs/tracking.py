@@ -101,11 +101,13 @@ class Trackers:
     """All trackers of a run; a context manager."""
 
     def __init__(
-        self, names: Sequence[str], folder: RunFolder, config: dict[str, Any], *, say: Callable[[str], None]
+        self, names: Sequence[str], folder: RunFolder | None, config: dict[str, Any], *, say: Callable[[str], None]
     ) -> None:
         check_trackers(names)
         self._say = say
         self._open: dict[str, Tracker] = {}
+        if folder is None:
+            return
         for name in names:
             with self._guarded(name):
                 self._open[name] = KINDS[name](folder, config)

@@ -20,6 +20,7 @@ from eggroll.runs.job import Evaluated, Job, Learner, RunState
 from eggroll.runs.journal import Journal
 from eggroll.runs.loop import Outcome, run
 from eggroll.runs.metrics import Metrics
+from eggroll.runs.peers import Alone, Peers, check_alike, told
 from eggroll.runs.replay import replay as replay_journal
 from eggroll.runs.resume import check_change, differences, finished_summary, recorded_config
 from eggroll.runs.tracking import check_trackers
@@ -49,6 +50,7 @@ def train(
     track: Sequence[str] = (),
     log_every: int = 0,
     say: Callable[[str], None] = lambda line: None,
+    peers: Peers | None = None,
 ) -> tuple[State, dict[str, Any]]:
     """Train under a run folder that survives anything: what was killed goes on with `resume=True`, to the same bits.
 
@@ -72,18 +74,27 @@ def train(
       validate_every, snapshot_every, log_every: in generations.
       track: "tensorboard", "wandb".
       say: takes lines for a person.
+      peers: the processes of the run; `eggroll.train` finds those over which JAX was started. Only process 0 has the
+        folder; `run_dir` and `say` of the others are passed over.
     Returns:
       The last state and the summary; `summary["finished"]` is False after Ctrl-C or SIGTERM.
     Raises:
       UsageError: the settings cannot be used, or are not those of the run to go on with.
     """
+    peers = peers or Alone()
+    if peers.process:
+        track, say = (), lambda line: None
     check_trackers(track)
     _check_arguments(generations, batches, run_dir, resume, (validate_every, snapshot_every, snapshots_kept))
     arguments = batches or (lambda generation: ())
-    folder = RunFolder.open(Path(run_dir)) if resume and run_dir is not None else None
-    recorded = None if folder is None else recorded_config(folder)
+    leads = peers.process == 0
+    folder = RunFolder.open(Path(run_dir)) if resume and run_dir is not None and leads else None
+    recorded = told(peers, None if folder is None else recorded_config(folder))
     state = es.init(params, seed)
-    es = _with_chunk(es, recorded, state, fitness, arguments(0), carry, has_aux)
+    if leads:
+        es = _with_chunk(es, recorded, state, fitness, arguments(0), carry, has_aux)
+    chunk = told(peers, es.chunk_size)
+    es = es if es.chunk_size == chunk else es.with_chunk_size(chunk)
     es.init(params, seed)
     config = {"job": JOB, "seed": seed, "generations": generations, **_settings(es, state)}
     job: Job[Any] = Job(
@@ -102,13 +113,14 @@ def train(
         trackers=tuple(track),
         log_every=log_every,
     )
-    if folder is None:
-        folder = RunFolder.create(None if run_dir is None else Path(run_dir), JOB, config)
-    else:
+    check_alike(peers, job)
+    if folder is not None:
         check_change(differences({**(recorded or {}), "generations": generations}, config), "refuse")
         if finished_summary(folder, generations) is not None:
             say(f"the run in {folder.path} is finished; nothing to do")
-    outcome: Outcome = run(job, folder, extra={}, say=say)
+    elif leads:
+        folder = RunFolder.create(None if run_dir is None else Path(run_dir), JOB, config)
+    outcome: Outcome = run(job, folder, extra={}, say=say, peers=peers)
     return _as_state(outcome.state, state.seed, outcome.summary["generations"]), outcome.summary
 
 
