@@ -10,6 +10,7 @@ An update is made in one of three ways, with the same result:
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -152,15 +153,22 @@ def constrain(mesh: Mesh, value: Any, spec: PartitionSpec) -> Any:
 
 def gathered(mesh: Mesh, tree: Any) -> Any:
     """The same arrays, whole on every device, brought over one leaf after the other."""
-    whole = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))
-    return jax.tree.map(whole, tree)
+    return jax.tree.map(_gather(mesh), tree)
+
+
+@functools.lru_cache(maxsize=8)
+def _gather(mesh: Mesh) -> Any:
+    return jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
 def local_copy(tree: Any) -> Any:
-    """This process's copy of replicated arrays, on one of its devices: what is computed from it is computed once."""
-    return jax.tree.map(
-        lambda x: x.addressable_data(0) if isinstance(x, jax.Array) and x.is_fully_replicated else x, tree
-    )
+    """Replicated arrays on the first device of this process alone: what is computed from them is computed once."""
+
+    def own(x: Any) -> Any:
+        held = x.addressable_data(0) if isinstance(x, jax.Array) and x.is_fully_replicated else x
+        return jax.device_put(held, jax.local_devices()[0])
+
+    return jax.tree.map(own, tree)
 
 
 def spans_processes(mesh: Mesh) -> bool:

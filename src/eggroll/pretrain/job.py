@@ -17,10 +17,11 @@ import numpy as np
 
 from eggroll.core import noise
 from eggroll.core.errors import UsageError
-from eggroll.integer.model import Parameters, init_parameters, zero_state
+from eggroll.integer.model import Parameters, init_parameters
 from eggroll.integer.update import alpha_at, threshold, update
 from eggroll.pretrain.config import PretrainConfig
 from eggroll.pretrain.corpus import Corpus, load_corpus
+from eggroll.pretrain.devices import gather, mesh_of, on_mesh, on_one, start_carry
 from eggroll.pretrain.entropy import reference_entropies
 from eggroll.pretrain.lanes import Lanes
 from eggroll.pretrain.population import chunk_pairs, make_evaluator, seed_of
@@ -31,7 +32,7 @@ from eggroll.runs.job import Job, Learner, RunState, Updater
 from eggroll.runs.loop import Outcome, run
 from eggroll.runs.metrics import Metrics
 from eggroll.runs.resume import change_settings, check_change, differences, finished_summary, recorded_config
-from eggroll.runs.settings import from_json
+from eggroll.runs.settings import OBSERVING, from_json
 from eggroll.runs.tracking import check_trackers
 from eggroll.runs.trees import filled
 from eggroll.runs.weights import load_parameters
@@ -78,7 +79,8 @@ def resumed(
     check_change(changes, config.on_change)
     wanted = config
     if config.on_change == "recorded" or not changes:
-        wanted = dataclasses.replace(recorded, run_dir=config.run_dir, track=config.track, log_every=config.log_every)
+        observing: dict[str, Any] = {name: getattr(config, name) for name in OBSERVING}
+        wanted = dataclasses.replace(recorded, run_dir=config.run_dir, **observing)
     summary = finished_summary(folder, wanted.generations)
     if summary is not None:
         report(f"the run in {folder.path} is finished, after {summary['generations']} generations; nothing to do")
@@ -122,23 +124,28 @@ def _prepared(config: PretrainConfig) -> tuple[Job[Parameters], dict[str, Any], 
 def make_job(config: PretrainConfig, lanes: Lanes, validation: np.ndarray) -> Job[Parameters]:
     """The job at generation 0: parameters, members' states, and the compiled steps."""
     model = config.model()
-    validator = make_validator(model, validation)
+    validator, mesh = make_validator(model, validation), mesh_of(config)
+
+    def sample(parameters: Parameters) -> str:
+        return sample_text(on_one(mesh, parameters), model=model, count=config.sample_bytes)
+
     return Job(
         name="pretrain",
         config=config.as_json(),
         learner=make_learner(config),
         evaluate=make_evaluator(config, lanes),
-        validate=lambda parameters: {"bits_per_byte": validator(parameters)},
+        validate=lambda parameters: {"bits_per_byte": validator(on_one(mesh, parameters))},
         main_metric="bits_per_byte",
         units=("bytes", config.population_size * config.seq_len),
         generations=config.generations,
         validate_every=config.validate_every,
         snapshot_every=config.snapshot_every,
         snapshots_kept=config.snapshots_kept,
-        carry=zero_state(model, 2, config.population_size // 2),
-        sample=functools.partial(sample_text, model=model, count=config.sample_bytes) if config.sample_bytes else None,
+        carry=start_carry(config, mesh),
+        sample=sample if config.sample_bytes else None,
         trackers=config.track,
         log_every=config.log_every,
+        gather=None if mesh is None else functools.partial(gather, mesh),
     )
 
 
@@ -174,7 +181,7 @@ def make_learner(config: PretrainConfig, base: Path | None = None) -> Learner[Pa
 
 
 def learner_of(header: dict[str, Any], base: Path | None = None) -> Learner[Parameters]:
-    """The learner that a journal's header describes.
+    """The learner that a journal's header describes, on the devices that are here.
 
     Raises:
       UsageError: its settings are none of this job's.
@@ -182,22 +189,24 @@ def learner_of(header: dict[str, Any], base: Path | None = None) -> Learner[Para
     config = header.get("config")
     if not isinstance(config, dict):
         raise UsageError("expected settings in the journal's header, got none; use another journal")
-    return make_learner(from_json(PretrainConfig, config, "the journal's header"), base)
+    recorded = from_json(PretrainConfig, config, "the journal's header")
+    return make_learner(dataclasses.replace(recorded, devices="auto", update="auto"), base)
 
 
 def _updater(config: PretrainConfig) -> Updater:
-    model, pairs = config.model(), config.population_size // 2
+    model, pairs, mesh = config.model(), config.population_size // 2, mesh_of(config)
 
     @jax.jit
     def step(parameters: Parameters, signs: jax.Array, level: jax.Array, generation: jax.Array) -> Any:
-        return update(parameters, signs, level, model, seed=seed_of(config), generation=generation)
+        counters = {"seed": seed_of(config), "generation": generation}
+        return update(parameters, signs, level, model, mesh=mesh, way=config.update, **counters)
 
     def updater(
         parameters: Parameters, optimizer: Any, signs: np.ndarray, generation: int
     ) -> tuple[Parameters, Any, Metrics]:
         alpha = alpha_at(generation, config.alpha, config.decay)
         level = np.int32(threshold(alpha, pairs, config.rank))
-        parameters, moved = step(parameters, signs, level, np.int32(generation))
+        parameters, moved = step(on_mesh(mesh, parameters), signs, level, np.int32(generation))
         return parameters, optimizer, {"alpha": alpha, "moved_share": int(moved) / model.parameter_count}
 
     return updater

@@ -164,11 +164,14 @@ class Loop:
         """Whether `metrics.jsonl` lacks this generation; it has those that a resumed run goes through again."""
         return line["generation"] >= self.metrics.next_generation
 
+    def whole_state(self) -> RunState:
+        """The state with all of its carry in this process."""
+        return self.state if self.job.gather is None else self.job.gather(self.state)
+
     def snapshot(self) -> None:
         """Have the state on the disk."""
         self.metrics.sync()
-        state = self.state if self.job.gather is None else self.job.gather(self.state)
-        snapshots.save(self.folder, self.generation, state._asdict(), keep=self.job.snapshots_kept)
+        snapshots.save(self.folder, self.generation, self.whole_state()._asdict(), keep=self.job.snapshots_kept)
 
 
 def check_generations(journal: Journal, generations: int) -> None:

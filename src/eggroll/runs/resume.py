@@ -65,7 +65,7 @@ def change_settings(old: Job[Any], new: Job[Any], folder: RunFolder, *, say: Cal
     with Loop(old, folder, say=say) as loop:
         header = new.header(loop.environment)
         check_start(loop.journal.segments[0].header.get("start_sha256"), header["start_sha256"], "the run")
-        filled(new.start(), as_arrays(loop.state), "the state under the recorded settings")
+        filled(new.start(), as_arrays(loop.whole_state()), "the state under the recorded settings")
         check_generations(loop.journal, new.generations)
         while loop.generation < loop.journal.generations:
             line = loop.advance()

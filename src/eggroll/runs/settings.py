@@ -15,8 +15,8 @@ from eggroll.runs.folder import RunError, shown
 T = TypeVar("T")
 NOT_RECORDED = ("run_dir", "resume", "on_change")
 """Settings that say where and how to start, not what runs."""
-OBSERVING = ("log_every", "track")
-"""Settings that change nothing of the run: on `--resume` those given count."""
+OBSERVING = ("log_every", "track", "devices", "update")
+"""Settings that change nothing of what a run computes: on `--resume` those given count."""
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ def filled(template: Any, leaves: Leaves, what: str) -> Any:
     Raises:
       RunError: a leaf is missing, too many, or of another shape or dtype.
     """
-    expected = as_arrays(template)
+    expected = as_arrays(jax.tree.map(_blank, template))
     leaves = {path: leaf for path, leaf in expected.items() if not leaf.size} | leaves  # no snapshot holds these
     for path in [*expected, *leaves]:
         want, have = _described(expected.get(path)), _described(leaves.get(path))
@@ -61,6 +61,13 @@ def filled(template: Any, leaves: Leaves, what: str) -> Any:
             )
     values = [_like(leaf, leaves[path]) for path, leaf in zip(expected, jax.tree.leaves(template), strict=True)]
     return jax.tree.unflatten(jax.tree.structure(template), values)
+
+
+def _blank(leaf: Any) -> Any:
+    """What stands for an array of which other processes hold a part: shape and dtype, without memory."""
+    if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
+        return leaf
+    return np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
 
 
 def _like(leaf: Any, value: np.ndarray) -> Any:
