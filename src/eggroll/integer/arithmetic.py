@@ -96,7 +96,7 @@ def cpu_operand_dtype() -> jnp.dtype:
 
 def _trial_seconds(dtype: jnp.dtype) -> float:
     """The best of a few products of the model's usual size, on the CPU, outside of any trace."""
-    with jax.ensure_compile_time_eval(), jax.default_device(jax.devices("cpu")[0]):
+    with jax.ensure_compile_time_eval(), jax.default_device(jax.local_devices(backend="cpu")[0]):
         x, weight = jnp.ones((2048, 256), jnp.int8), jnp.ones((256, 256), jnp.int8)
         product = jax.jit(functools.partial(matmul_with, dtype))
         product(x, weight).block_until_ready()
