@@ -53,7 +53,7 @@ class Loop:
 
     def __init__(self, job: Job[Any], folder: RunFolder, *, say: Callable[[str], None]) -> None:
         self.job, self.folder, self.say = job, folder, say
-        self.environment = environment()
+        self.environment = environment() | job.learner.environment
         with ExitStack() as stack:
             stack.enter_context(folder.locked())
             self.journal = stack.enter_context(self._journal())
