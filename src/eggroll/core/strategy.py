@@ -17,11 +17,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from eggroll.core import memory, noise
-from eggroll.core.checks import KnownTrees, check_rounding
+from eggroll.core.checks import KnownTrees, check_rounding, choose_distribution, chunk_pairs_of, even
 from eggroll.core.distribution import (
     Distribution,
-    FullRank,
-    LowRank,
     Plan,
     Trainable,
     as_patterns,
@@ -102,8 +100,8 @@ class EvolutionStrategy:
         layerwise: bool = False,
     ) -> None:
         self._arguments: dict[str, Any] = {name: value for name, value in locals().items() if name != "self"}
-        self.population_size = _even("population_size", population_size)
-        self.group_size = _even("group_size", population_size if group_size is None else group_size)
+        self.population_size = even("population_size", population_size)
+        self.group_size = even("group_size", population_size if group_size is None else group_size)
         if population_size % self.group_size:
             raise ValueError(
                 f"expected a group_size that divides population_size {population_size}, got {group_size}; "
@@ -112,8 +110,8 @@ class EvolutionStrategy:
         if noise_reuse < 1 or int(noise_reuse) != noise_reuse:
             raise ValueError(f"expected noise_reuse ≥ 1, got {noise_reuse}; 1 draws new noise every generation")
         self.noise_reuse = int(noise_reuse)
-        self._chunk_pairs = _chunk_pairs(chunk_size, self.population_size)
-        self.distribution = _choose_distribution(rank, law, distribution)
+        self._chunk_pairs = chunk_pairs_of(chunk_size, self.population_size)
+        self.distribution = choose_distribution(rank, law, distribution)
         self.shaping = shape_by_name(shaping, self.group_size) if isinstance(shaping, str) else shaping
         self.optimizer = optimizer
         self.sigma = sigma
@@ -484,33 +482,3 @@ class EvolutionStrategy:
         own = jax.tree.map(lambda x: x[0], drawn)
         moved = perturb_params(plan, state.params, own, sign * self._sigma_at(state.generation))
         return written_out(moved)
-
-
-def _even(name: str, value: int) -> int:
-    if value < 2 or value % 2 or int(value) != value:
-        raise ValueError(
-            f"expected an even {name} ≥ 2, got {value}; members come in antithetic pairs, "
-            f"choose {max(2, int(value) // 2 * 2 + 2)}"
-        )
-    return int(value)
-
-
-def _chunk_pairs(chunk_size: int | str, population_size: int) -> int | None:
-    """Pairs of a chunk; None where they are to be found at the first step."""
-    if chunk_size == "auto":
-        return None
-    if isinstance(chunk_size, str):
-        raise ValueError(f'expected an even chunk_size or "auto", got {chunk_size!r}; "auto" takes what fits')
-    return min(_even("chunk_size", chunk_size), population_size) // 2
-
-
-def _choose_distribution(rank: int | None, law: str | None, distribution: Distribution | None) -> Distribution:
-    if distribution is None:
-        return LowRank(rank=1 if rank is None else rank, law="popcount" if law is None else law)
-    if rank is not None or law is not None:
-        kind = "FullRank" if isinstance(distribution, FullRank) else "LowRank"
-        raise ValueError(
-            f"expected rank and law inside the distribution, got rank={rank} and law={law} beside {kind}; "
-            "set them in the distribution alone"
-        )
-    return distribution
