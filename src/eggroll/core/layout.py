@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from eggroll.core.distribution import leaf_paths
@@ -55,7 +56,7 @@ def start_layout(mesh: Mesh, params: Any, opt_state: Any) -> Layout:
                 f'expected leaf {path!r} whole or sharded over "model", got {spec}; members are evaluated on every '
                 f'device of the axis "{MEMBERS}", which needs the parameters there'
             )
-    owners = list(zip(paths, (tuple(leaf.shape) for leaf in leaves), specs, strict=True))
+    owners = list(zip(paths, map(np.shape, leaves), specs, strict=True))
     states = zip(leaf_paths(opt_state), jax.tree.leaves(opt_state), strict=True)
     return Layout(specs, tuple(_owned(path, tuple(leaf.shape), owners) for path, leaf in states))
 

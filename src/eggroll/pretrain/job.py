@@ -85,7 +85,7 @@ def resumed(
     if summary is not None:
         report(f"the run in {folder.path} is finished, after {summary['generations']} generations; nothing to do")
     elif changes and config.on_change == "given":
-        change_settings(_prepared(recorded)[0], _prepared(wanted)[0], folder, say=report)
+        change_settings(_prepared(_on_these_devices(recorded))[0], _prepared(wanted)[0], folder, say=report)
     return folder, wanted, summary
 
 
@@ -189,8 +189,12 @@ def learner_of(header: dict[str, Any], base: Path | None = None) -> Learner[Para
     config = header.get("config")
     if not isinstance(config, dict):
         raise UsageError("expected settings in the journal's header, got none; use another journal")
-    recorded = from_json(PretrainConfig, config, "the journal's header")
-    return make_learner(dataclasses.replace(recorded, devices="auto", update="auto"), base)
+    return make_learner(_on_these_devices(from_json(PretrainConfig, config, "the journal's header")), base)
+
+
+def _on_these_devices(config: PretrainConfig) -> PretrainConfig:
+    """Recorded settings for whatever devices are here; those that a run had may be elsewhere."""
+    return dataclasses.replace(config, devices="auto", update="auto")
 
 
 def _updater(config: PretrainConfig) -> Updater:
