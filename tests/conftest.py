@@ -3,7 +3,11 @@
 import os
 from pathlib import Path
 
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
+# 8 devices in the process that `tests.eight` starts
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "")
+    + f" --xla_force_host_platform_device_count={os.environ.get('EGGROLL_TEST_DEVICES', '2')}"
+)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax

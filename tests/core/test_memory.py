@@ -36,7 +36,7 @@ def test_working_memory_is_proportional_to_the_chunk(distribution):
 @pytest.mark.parametrize("distribution", [LowRank(), FullRank()])
 def test_auto_takes_the_largest_chunk_within_the_budget(distribution, monkeypatch):
     budget = 3 * bytes_at(16, distribution)
-    monkeypatch.setattr(memory, "memory_budget", lambda params: budget)
+    monkeypatch.setattr(memory, "memory_budget", lambda *_: budget)
     es = strategy("auto", distribution)
     assert es.chunk_size is None
     state, info = es.step(es.init(PARAMS), score, X)
@@ -54,7 +54,7 @@ def test_auto_serves_tell_carries_and_tiny_populations(monkeypatch):
     assert es.chunk_size is None
     state, _, carry = es.step(state, lambda p, k, c, x: (score(p, k, x), c + 1), X, carry=jnp.zeros((2, 3)))
     assert es.chunk_size == 2 and carry.tolist() == [[1.0] * 3] * 2
-    monkeypatch.setattr(memory, "memory_budget", lambda params: 1)
+    monkeypatch.setattr(memory, "memory_budget", lambda *_: 1)
     es = strategy("auto")
     es.tell(es.init(PARAMS), np.arange(256.0))
     es.step(es.init(PARAMS), score, X)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eggroll.core.errors import UsageError
-from eggroll.integer import arithmetic, model, update
+from eggroll.integer import arithmetic, model, sums, update
 from tests.integer.test_model import SEED, numpy_noise
 
 LIMIT = 2**27 - 1
@@ -35,7 +35,7 @@ def loop_sum(config, signs, generation):
 @pytest.mark.parametrize("level", [0, 4000])
 def test_update_equals_a_loop(monkeypatch, rank, pairs, block, level):
     """Also when the pairs are cut into many blocks, the last of them padded."""
-    monkeypatch.setattr(update, "EXACT_BLOCK", block)
+    monkeypatch.setattr(sums, "EXACT_BLOCK", block)
     config = model.Config(layers=2, width=16, rank=rank)
     leaves = model.flat(model.init_parameters(config, 0))
     leaves["head"][:3] = 127
@@ -55,27 +55,27 @@ def test_update_equals_a_loop(monkeypatch, rank, pairs, block, level):
 
 def test_matmul_of_a_full_block_is_exact():
     """1024 pairs of ±127: the largest sum a block can reach."""
-    a = np.full((2, update.EXACT_BLOCK), 127, np.int8)
+    a = np.full((2, arithmetic.EXACT_BLOCK), 127, np.int8)
     got = arithmetic.matmul(jnp.asarray(a), jnp.asarray(-a))
-    assert (np.asarray(got) == -(127**2) * update.EXACT_BLOCK).all()
+    assert (np.asarray(got) == -(127**2) * arithmetic.EXACT_BLOCK).all()
 
 
 @given(st.lists(st.integers(-(2**24), 2**24), min_size=1, max_size=40), st.sampled_from([1, 300]))
 @settings(max_examples=50, deadline=None)
 def test_two_words_sum_and_saturate(values, times):
-    words = update.zero_words((1,))
-    add = jax.jit(lambda w, v: jax.lax.fori_loop(0, times, lambda _, u: update.add_to(u, v), w))
+    words = sums.zero_words((1,))
+    add = jax.jit(lambda w, v: jax.lax.fori_loop(0, times, lambda _, u: sums.add_to(u, v), w))
     for value in values:
         words = add(words, jnp.asarray([value], jnp.int32))
-    assert int(update.collect(words)[0]) == int(np.clip(times * sum(values), -LIMIT, LIMIT))
+    assert int(sums.collect(words)[0]) == int(np.clip(times * sum(values), -LIMIT, LIMIT))
 
 
 @pytest.mark.parametrize(
     "total", [LIMIT - 1, LIMIT, LIMIT + 1, LIMIT + 2, -LIMIT, -LIMIT - 1, -LIMIT - 2, 0, -1, 2**31 - 1]
 )
 def test_saturation_at_its_edge(total):
-    words = update.add_to(update.zero_words((1,)), jnp.asarray([total], jnp.int32))
-    assert int(update.collect(words)[0]) == int(np.clip(total, -LIMIT, LIMIT))
+    words = sums.add_to(sums.zero_words((1,)), jnp.asarray([total], jnp.int32))
+    assert int(sums.collect(words)[0]) == int(np.clip(total, -LIMIT, LIMIT))
 
 
 def test_zero_never_moves_and_weights_saturate():

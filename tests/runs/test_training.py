@@ -78,7 +78,26 @@ CASES = {
         {},
     ),
     "carry": (strategy, {"fitness": with_carry, "carry": {"last": np.zeros(32, np.float32)}}),
+    "two devices, leaf by leaf, carry": (
+        lambda: strategy(mesh=eggroll.device_mesh(2), layerwise=True),
+        {"fitness": with_carry, "carry": {"last": np.zeros(32, np.float32)}},
+    ),
 }
+
+
+def test_a_run_may_go_on_on_other_devices(tmp_path):
+    """Its header tells nothing of them; floats go on the same to rounding."""
+    whole, _ = train(tmp_path / "one", generations=2)
+    train(tmp_path / "two", strategy(mesh=eggroll.device_mesh(2), update="rows"), generations=2)
+    journals = [RunFolder.open(tmp_path / run).journal for run in ("one", "two")]
+    headers = []
+    for journal in journals:
+        with Journal.open(journal) as opened:
+            headers.append({**opened.header, "environment": None})
+    assert headers[0] == headers[1]
+    replayed, found = eggroll.replay(tmp_path / "two", strategy(), START)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), replayed.params, whole.params)
+    assert found["verified"] or found["largest_difference"] < 1e-4
 
 
 @pytest.mark.parametrize("name", CASES)

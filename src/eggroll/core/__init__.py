@@ -22,6 +22,7 @@ _HOMES = {
     "antithetic_sign": "fitness",
     "apply_perturbed": "lowrank",
     "centred_rank": "fitness",
+    "device_mesh": "mesh",
     "estimate_gradient": "estimate",
     "evaluate": "population",
     "group_z_score": "fitness",

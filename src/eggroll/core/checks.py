@@ -1,4 +1,4 @@
-"""What a strategy refuses before it computes: a parameter tree it does not know, noise that rounding swallows."""
+"""What a strategy refuses before it computes: bad settings, an unknown parameter tree, noise that rounding swallows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eggroll.core.distribution import Plan, leaf_paths
+from eggroll.core.distribution import Distribution, FullRank, LowRank, Plan, leaf_paths
 
 
 class KnownTrees:
@@ -65,6 +65,38 @@ def check_rounding(plan: Plan, params: Any, sigma: float) -> None:
                 f"expected sigma ≥ {least:.3g} for the elementwise noise of the {leaf.dtype} leaf {leaf.path!r}, "
                 f"got {sigma:.3g}, which its rounding swallows; keep it in float32, freeze it, or raise sigma"
             )
+
+
+def even(name: str, value: int) -> int:
+    """Refuse a number of members that is not even and at least 2."""
+    if value < 2 or value % 2 or int(value) != value:
+        raise ValueError(
+            f"expected an even {name} ≥ 2, got {value}; members come in antithetic pairs, "
+            f"choose {max(2, int(value) // 2 * 2 + 2)}"
+        )
+    return int(value)
+
+
+def chunk_pairs_of(chunk_size: int | str, population_size: int) -> int | None:
+    """Pairs of a chunk; None where they are to be found at the first step."""
+    if chunk_size == "auto":
+        return None
+    if isinstance(chunk_size, str):
+        raise ValueError(f'expected an even chunk_size or "auto", got {chunk_size!r}; "auto" takes what fits')
+    return min(even("chunk_size", chunk_size), population_size) // 2
+
+
+def choose_distribution(rank: int | None, law: str | None, distribution: Distribution | None) -> Distribution:
+    """The distribution that a strategy is given, or `LowRank` of that rank and law."""
+    if distribution is None:
+        return LowRank(rank=1 if rank is None else rank, law="popcount" if law is None else law)
+    if rank is not None or law is not None:
+        kind = "FullRank" if isinstance(distribution, FullRank) else "LowRank"
+        raise ValueError(
+            f"expected rank and law inside the distribution, got rank={rank} and law={law} beside {kind}; "
+            "set them in the distribution alone"
+        )
+    return distribution
 
 
 def _signature(params: Any) -> tuple[Any, list[Any]]:

@@ -5,6 +5,7 @@ Noise is a pure function of the seed, the leaf, the generation and the pair (`co
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -32,6 +33,13 @@ class Factors(NamedTuple):
 
 LeafNoise = Factors | Array | None
 """Factors; or elementwise noise (pairs, *leaf shape); or None for a frozen leaf."""
+
+
+class Block(NamedTuple):
+    """A rectangular part of a leaf, such as what one device holds of it."""
+
+    shape: tuple[int, ...]
+    start: tuple[int | Array, ...]  # its first index on each axis of the leaf
 
 
 def stream_keys(
@@ -66,7 +74,11 @@ def stream_keys(
 
 
 def draw_elements(
-    leaf: LeafPlan, shape: tuple[int, ...], key: Words, first: int | Int[Array, ""] = 0
+    leaf: LeafPlan,
+    shape: tuple[int, ...],
+    key: Words,
+    first: int | Int[Array, ""] = 0,
+    within: tuple[int, ...] | None = None,
 ) -> Float[Array, "pairs *shape"]:
     """Draw some or all of one factor of a leaf, in the dtype of the leaf.
 
@@ -75,11 +87,23 @@ def draw_elements(
       shape: of what is drawn for one pair; for a shard, of its rows alone.
       key: of the leaf's factor, (pairs,) each.
       first: the number of the first element, row-major over the whole leaf, axis of rank included.
+      within: shape of the whole factor, where what is drawn is a block of it that does not lie in one piece.
     """
-    element = first + jnp.arange(math.prod(shape), dtype=jnp.int32)[None, :]
+    element = first + _element_numbers(shape, shape if within is None else within)[None, :]
     bits = noise.element_bits((key[0][:, None], key[1][:, None]), element)
     values = noise.to_float(jnp, noise.law(leaf.law), bits, erf_inv=jax.scipy.special.erfinv)
     return values.reshape(key[0].shape[0], *shape).astype(leaf.dtype)
+
+
+def _element_numbers(shape: tuple[int, ...], within: tuple[int, ...]) -> Int[Array, " elements"]:
+    """The numbers of a block's elements in `within`, row-major, counted from the block's first."""
+    if shape == within:
+        return jnp.arange(math.prod(shape), dtype=jnp.int32)
+    number = jnp.zeros((1,) * len(shape), jnp.int32)
+    for axis, size in enumerate(shape):
+        along = jnp.arange(size, dtype=jnp.int32) * math.prod(within[axis + 1 :])
+        number = number + along.reshape(*(size if k == axis else 1 for k in range(len(shape))))
+    return number.reshape(-1)
 
 
 def draw_noise(
@@ -110,11 +134,27 @@ def _leaf_keys(
     return [[next(keys) for _ in _drawn_shapes(leaf)] for leaf in plan]
 
 
-def _draw_leaf(leaf: LeafPlan, keys: list[Words]) -> LeafNoise:
+def _draw_leaf(leaf: LeafPlan, keys: list[Words], block: Block | None = None) -> LeafNoise:
+    """The noise of a leaf, or what a block of it needs: the rows of A and B that meet it."""
     if leaf.frozen:
         return None
-    drawn = [draw_elements(leaf, shape, key) for shape, key in zip(_drawn_shapes(leaf).values(), keys, strict=True)]
+    if block is None:
+        drawn = [draw_elements(leaf, shape, key) for shape, key in zip(_drawn_shapes(leaf).values(), keys, strict=True)]
+    else:
+        wholes, shapes = _drawn_shapes(leaf), _drawn_shapes(dataclasses.replace(leaf, shape=block.shape))
+        drawn = [
+            draw_elements(leaf, shapes[factor], key, _first_element(leaf, block, factor), wholes[factor])
+            for factor, key in zip(shapes, keys, strict=True)
+        ]
     return Factors(*drawn) if leaf.rank else drawn[0]
+
+
+def _first_element(leaf: LeafPlan, block: Block, factor: int) -> int | Array:
+    """The number of the first element of one factor that a block needs."""
+    kept = {noise.FACTOR_A: "sr", noise.FACTOR_B: "sc"}.get(factor)
+    start = [at for axis, at in enumerate(block.start) if kept is None or leaf.roles[axis] in kept]
+    whole = _drawn_shapes(leaf)[factor]
+    return sum((at * math.prod(whole[axis + 1 :]) for axis, at in enumerate(start)), start=0)
 
 
 def _drawn_shapes(leaf: LeafPlan) -> dict[int, tuple[int, ...]]:
@@ -160,18 +200,30 @@ def weighted_noise(
     seed: Int[Array, " 2"],
     generation: Int[Array, ""],
     pairs: Int[Array, " pairs"],
+    blocks: Sequence[Block | None] | None = None,
 ) -> list[Float[Array, " ..."] | None]:
-    """`Σ_p w_p·E_p` of some pairs for every leaf, float32; None where it is frozen. Arguments as in `draw_noise`."""
+    """`Σ_p w_p·E_p` of some pairs for every leaf, float32; None where it is frozen. Arguments as in `draw_noise`.
+
+    Args:
+      blocks: for each leaf the part of it that is wanted, of whose noise no more is drawn; None: all of it.
+    """
     keys = _leaf_keys(plan, seed=seed, generation=generation, pairs=pairs)
-    return [None if leaf.frozen else _weighted(leaf, own, weights) for leaf, own in zip(plan, keys, strict=True)]
+    wanted = blocks or [None] * len(plan)
+    return [
+        None if leaf.frozen else _weighted(leaf, own, weights, block)
+        for leaf, own, block in zip(plan, keys, wanted, strict=True)
+    ]
 
 
-def _weighted(leaf: LeafPlan, keys: list[Words], weights: Float[Array, " pairs"]) -> Float[Array, " ..."]:
+def _weighted(
+    leaf: LeafPlan, keys: list[Words], weights: Float[Array, " pairs"], block: Block | None
+) -> Float[Array, " ..."]:
     """The sum for one leaf, by XLA or by a kernel that draws the factors itself, as `dispatch` chooses."""
+    part = leaf if block is None else dataclasses.replace(leaf, shape=block.shape)
 
     def plain(weights: Array, *words: Array) -> Array:
-        own: Any = _draw_leaf(leaf, list(zip(words[::2], words[1::2], strict=True)))
-        return weighted_sum(leaf, own, weights)
+        own: Any = _draw_leaf(leaf, list(zip(words[::2], words[1::2], strict=True)), block)
+        return weighted_sum(part, own, weights)
 
     def kernel(weights: Array, *words: Array, interpret: bool) -> Array:
         a, b = (kernels.Drawn((words[k], words[k + 1]), leaf.law) for k in (0, 2))
@@ -179,7 +231,8 @@ def _weighted(leaf: LeafPlan, keys: list[Words], weights: Float[Array, " pairs"]
         return kernels.fused_update(a, b, weights, shape=shape, rank=leaf.rank, interpret=interpret)
 
     words = [word for key in keys for word in key]
-    return dispatch.choose(kernel if _suits(leaf, weights.shape[0]) else None, plain, weights, *words)
+    suits = block is None and _suits(leaf, weights.shape[0])
+    return dispatch.choose(kernel if suits else None, plain, weights, *words)
 
 
 def _suits(leaf: LeafPlan, pairs: int) -> bool:

@@ -6,13 +6,17 @@ probe of `PROBE_PAIRS` pairs tells the bytes of a pair.
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
+
+from eggroll.core.distribution import LeafPlan
 
 PROBE_PAIRS = 8
 SHARE_OF_FREE = 0.5
@@ -22,13 +26,16 @@ CACHE_BUDGET = (8 * 2**20, 32 * 2**20)
 to three times slower (benchmarks/README.md)."""
 
 
-def memory_budget(params: Any) -> int:
+def memory_budget(params: Any, sharing: int = 1) -> int:
     """Bytes that one chunk may take for noise, activations and what the compiler keeps between.
 
     On an accelerator a share of the free memory. On a CPU what stays in its cache; or as much as the parameters take,
     where that is more, so that enough members share each pass over the weights; at most an eighth of the free memory.
+
+    Args:
+      sharing: devices of this process that evaluate side by side; on a CPU all of them live in one memory.
     """
-    statistics = jax.devices()[0].memory_stats() or {}
+    statistics = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" in statistics:
         free = statistics["bytes_limit"] - statistics.get("bytes_in_use", 0)
         return max(int(SHARE_OF_FREE * free), 1)
@@ -36,12 +43,12 @@ def memory_budget(params: Any) -> int:
     cache = min(max(_system("SC_LEVEL3_CACHE_SIZE") // 2, least), most)
     weights = _bytes_of(params)
     free = _system("SC_AVPHYS_PAGES") * _system("SC_PAGE_SIZE") or 8 * most
-    return min(max(cache, weights), free // 8)
+    return min(max(cache, weights), free // (8 * sharing))
 
 
-def update_budget(params: Any) -> int:
-    """Bytes of noise that the update may draw at a time on any machine: a small cache, or as much as the parameters."""
-    return max(CACHE_BUDGET[0], _bytes_of(params))
+def update_budget(leaves: Sequence[LeafPlan]) -> int:
+    """Bytes of noise that the update may draw at a time on any machine: a small cache, or as much as these leaves."""
+    return max(CACHE_BUDGET[0], sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves))
 
 
 def _bytes_of(tree: Any) -> int:
@@ -76,7 +83,9 @@ def working_bytes(function: Callable[..., Any], *args: Any) -> int:
 
 def _abstract(value: Any) -> jax.ShapeDtypeStruct:
     array = value if hasattr(value, "dtype") else jnp.asarray(value)
-    return jax.ShapeDtypeStruct(np.shape(array), array.dtype)
+    known = isinstance(array, jax.Array) and not isinstance(array, jax.core.Tracer)
+    sharding = array.sharding if known and isinstance(array.sharding, NamedSharding) else None
+    return jax.ShapeDtypeStruct(np.shape(array), array.dtype, sharding=sharding)
 
 
 def largest_chunk(pairs: int, probe_pairs: int, probe_bytes: int, budget: int) -> int:

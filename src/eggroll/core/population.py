@@ -76,6 +76,7 @@ def evaluate(
     noise_generation: Int[Array, ""] | None = None,
     carry: Any = None,
     has_aux: bool = False,
+    groups_held: int | None = None,
 ) -> Evaluation:
     """Evaluate both members of each pair.
 
@@ -93,18 +94,21 @@ def evaluate(
       noise_generation: int32 scalar, the generation whose noise is drawn; default `generation`.
       carry: pytree with a leading axis of 2·pairs members on every leaf, or None.
       has_aux: whether fitness returns something of its own to report.
+      groups_held: how many groups `per_group` holds, where these are only those of `pairs`, in order; default all.
     Raises:
       ValueError: fitness does not return a scalar number or what was announced; a group or carry axis is
         wrong.
     """
-    _check_axes(args, carry, setting.population_size // setting.group_size, 2 * pairs.shape[0])
+    groups, group_pairs = setting.population_size // setting.group_size, setting.group_size // 2
+    held, first = (groups, jnp.int32(0)) if groups_held is None else (groups_held, pairs[0] // group_pairs)
+    check_axes(args, carry, held, 2 * pairs.shape[0])
     noise_generation = generation if noise_generation is None else noise_generation
     call = functools.partial(_checked, fitness, carry is not None, has_aux)
-    key, groups = generation_key(seed, generation), setting.population_size // setting.group_size
+    key = generation_key(seed, generation)
     signs = jnp.array([1, -1], jnp.float32)
 
     def pair(drawn: Any, group: Array, carries: Any) -> Evaluation:
-        own_key, own_args = jax.random.fold_in(key, group), _select(args, group)
+        own_key, own_args = jax.random.fold_in(key, group), _select(args, group - first)
 
         def member(sign: Array, own_carry: Any) -> Evaluation:
             moved = perturb(plan, params, drawn, sign * sigma)
@@ -115,9 +119,9 @@ def evaluate(
     def chunk(part: tuple[Array, Any]) -> Evaluation:
         indices, carries = part
         drawn = draw_noise(plan, seed=seed, generation=noise_generation, pairs=indices)
-        if groups == 1:  # nothing depends on the pair but its noise: what comes before the first weight is shared
-            return jax.vmap(pair, in_axes=(0, None, 0))(drawn, jnp.int32(0), carries)
-        return jax.vmap(pair)(drawn, indices // (setting.group_size // 2), carries)
+        if held == 1:  # nothing depends on the pair but its noise: what comes before the first weight is shared
+            return jax.vmap(pair, in_axes=(0, None, 0))(drawn, first, carries)
+        return jax.vmap(pair)(drawn, indices // group_pairs, carries)
 
     by_pair = jax.tree.map(lambda x: x.reshape(-1, 2, *x.shape[1:]), carry)
     result = in_chunks(chunk, (pairs, by_pair), pairs.shape[0], setting.chunk_pairs)
@@ -139,7 +143,7 @@ def in_chunks(function: Callable[[Any], Any], items: Any, count: int, size: int)
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], jax.lax.map(function, parts))
 
 
-def _is_per_group(value: Any) -> bool:
+def is_per_group(value: Any) -> bool:
     return isinstance(value, PerGroup)
 
 
@@ -147,14 +151,14 @@ def _select(args: tuple[Any, ...], group: Array) -> tuple[Any, ...]:
     """The arguments of one group."""
 
     def pick(value: Any) -> Any:
-        return jax.tree.map(lambda x: x[group], value.value) if _is_per_group(value) else value
+        return jax.tree.map(lambda x: x[group], value.value) if is_per_group(value) else value
 
-    return jax.tree.map(pick, args, is_leaf=_is_per_group)
+    return jax.tree.map(pick, args, is_leaf=is_per_group)
 
 
-def _check_axes(args: tuple[Any, ...], carry: Any, groups: int, members: int) -> None:
-    for value in jax.tree.leaves(args, is_leaf=_is_per_group):
-        for leaf in jax.tree.leaves(value.value) if _is_per_group(value) else ():
+def check_axes(args: tuple[Any, ...], carry: Any, groups: int, members: int) -> None:
+    for value in jax.tree.leaves(args, is_leaf=is_per_group):
+        for leaf in jax.tree.leaves(value.value) if is_per_group(value) else ():
             if jnp.shape(leaf)[:1] != (groups,):
                 raise ValueError(
                     f"expected a leading axis of {groups} groups in per_group, got shape {jnp.shape(leaf)}; "

@@ -11,15 +11,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from eggroll.core import memory, noise
-from eggroll.core.checks import KnownTrees, check_rounding
+from eggroll.core.checks import KnownTrees, check_rounding, choose_distribution, chunk_pairs_of, even
 from eggroll.core.distribution import (
     Distribution,
-    FullRank,
-    LowRank,
     Plan,
     Trainable,
     as_patterns,
@@ -27,10 +27,13 @@ from eggroll.core.distribution import (
 )
 from eggroll.core.draws import draw_noise, noise_bytes
 from eggroll.core.draws import perturb as perturb_params
-from eggroll.core.draws import trainable as trainable_tree
 from eggroll.core.estimate import descent_direction, estimate_gradient, pair_weights
 from eggroll.core.fitness import Shaping, shape_by_name
+from eggroll.core.layout import Layout, Placement
+from eggroll.core.mesh import agreed, check_mesh, check_way, choose_update
+from eggroll.core.optimise import only_leaf, optimise, start_optimiser, strong, trainable_leaves
 from eggroll.core.population import Evaluation, Setting, evaluate, generation_key
+from eggroll.core.sharded import WHOLE, evaluate_on, gradient_on
 from eggroll.core.state import Info, Members, State, summarise
 from eggroll.core.value import written_out
 
@@ -57,6 +60,15 @@ class EvolutionStrategy:
         others are frozen: neither perturbed nor updated, and shared by all members.
       frozen: patterns of leaves that do not evolve, whatever `trainable` says.
       allow_materialise: patterns of leaves whose dense matrix a member may form.
+      mesh: devices, with an axis "members" over which the population is shared out (its size divides
+        population_size / 2) and optionally an axis "model"; see `device_mesh`. Parameters that lie on it when `init`
+        gets them stay as they lie, whole or sharded over "model"; results are those of one device to rounding.
+        `chunk_size` is that of a device. Default one device.
+      update: how devices share the update: "redraw", "reduce", "rows" (see `core.mesh`), or "auto"
+        (`mesh.choose_update` says which).
+      layerwise: update leaf by leaf, so that no more than one leaf's gradient is in memory. The optimiser then has a
+        state for each leaf and sees that leaf alone: what looks across leaves, such as clipping by the global norm,
+        acts on one leaf at a time.
 
     A pattern is that of `fnmatch` on a leaf's path, "decoder/0/kernel"; one or a sequence of them.
 
@@ -83,10 +95,13 @@ class EvolutionStrategy:
         trainable: str | Trainable = ("*",),
         frozen: str | Sequence[str] = (),
         allow_materialise: str | Sequence[str] = (),
+        mesh: Mesh | None = None,
+        update: str = "auto",
+        layerwise: bool = False,
     ) -> None:
         self._arguments: dict[str, Any] = {name: value for name, value in locals().items() if name != "self"}
-        self.population_size = _even("population_size", population_size)
-        self.group_size = _even("group_size", population_size if group_size is None else group_size)
+        self.population_size = even("population_size", population_size)
+        self.group_size = even("group_size", population_size if group_size is None else group_size)
         if population_size % self.group_size:
             raise ValueError(
                 f"expected a group_size that divides population_size {population_size}, got {group_size}; "
@@ -95,8 +110,8 @@ class EvolutionStrategy:
         if noise_reuse < 1 or int(noise_reuse) != noise_reuse:
             raise ValueError(f"expected noise_reuse ≥ 1, got {noise_reuse}; 1 draws new noise every generation")
         self.noise_reuse = int(noise_reuse)
-        self._chunk_pairs = _chunk_pairs(chunk_size, self.population_size)
-        self.distribution = _choose_distribution(rank, law, distribution)
+        self._chunk_pairs = chunk_pairs_of(chunk_size, self.population_size)
+        self.distribution = choose_distribution(rank, law, distribution)
         self.shaping = shape_by_name(shaping, self.group_size) if isinstance(shaping, str) else shaping
         self.optimizer = optimizer
         self.sigma = sigma
@@ -105,12 +120,19 @@ class EvolutionStrategy:
         self._first_sigma = float(sigma(0) if callable(sigma) else sigma)
         if not self._first_sigma > 0:
             raise ValueError(f"expected sigma > 0, got {self._first_sigma}; 0.01 to 0.1 suits most models")
+        check_way(update)
+        if mesh is not None:
+            check_mesh(mesh, self.population_size // 2)
+        self.mesh, self.update_way, self.layerwise = mesh, update, layerwise
         self._known_trees = KnownTrees()
-        self._init = jax.jit(self._start)
-        self._step = jax.jit(self._evaluate_and_update, static_argnames=("fitness", "has_aux"))
-        self._tell = jax.jit(self._update)
+        self._placement = Placement(mesh)
+        self._init = jax.jit(self._start, static_argnames="layout")
+        self._step = jax.jit(self._evaluate_and_update, static_argnames=("fitness", "has_aux", "layout"))
         self._weigh = jax.jit(self._evaluate_and_weigh, static_argnames=("fitness", "has_aux"))
-        self._apply = jax.jit(self._apply_weights)
+        self._weigh_scores = jax.jit(self._summarise_and_weigh)
+        self._tell = jax.jit(self._update, static_argnames="layout")
+        self._apply = jax.jit(self._apply_weights, static_argnames="layout")
+        self._apply_leaf = jax.jit(self._update_leaf, static_argnames=("plan", "index", "tree", "layout"))
         self._perturbed = jax.jit(self._dense_member)
         self._settled = True
 
@@ -135,7 +157,10 @@ class EvolutionStrategy:
           ValueError: as `distribution.make_plan` and `checks.check_rounding` say.
         """
         check_rounding(self.plan(params), params, self._first_sigma)
-        state: State = self._init(params, jnp.array(noise.seed_words(seed), jnp.int32))
+        words = np.array(noise.seed_words(seed), np.int32)
+        start = functools.partial(self._start, layout=None)
+        params, layout = self._placement.start(params, lambda: jax.eval_shape(start, params, words))
+        state: State = self._init(params, words, layout=layout)
         self._known_trees.add(state.params)
         return state
 
@@ -181,7 +206,12 @@ class EvolutionStrategy:
                 f"expected {self.population_size} fitnesses, got shape {scores.shape}; "
                 "pass one for each member, in the order of ask"
             )
-        return self._tell(state, scores)
+        state, layout = self._placement.state(state)
+        if self.layerwise:
+            weights, info = self._weigh_scores(scores, state.generation)
+            return self._apply_by_leaf(state, weights, layout), info
+        result: tuple[State, Info] = self._tell(state, scores, layout=layout)
+        return result
 
     def step(
         self, state: State, fitness: Callable[..., Any], *args: Any, carry: Any = None, has_aux: bool = False
@@ -203,8 +233,12 @@ class EvolutionStrategy:
           ValueError: fitness returns no scalar number, or the parameters are not those of `init`.
           MaterialiseError: the model needs the dense matrix of a leaf that may not be materialised.
         """
-        carry = self._ready(state, fitness, args, carry, has_aux)
-        state, info, evaluation = self._step(state, args, carry, fitness=fitness, has_aux=has_aux)
+        state, layout, args, carry = self._ready(state, fitness, args, carry, has_aux)
+        if self.layerwise:
+            weights, info, evaluation = self._weigh(state, args, carry, fitness=fitness, has_aux=has_aux)
+            state = self._apply_by_leaf(state, weights, layout)
+        else:
+            state, info, evaluation = self._step(state, args, carry, fitness=fitness, has_aux=has_aux, layout=layout)
         extra = ([] if carry is None else [evaluation.carry]) + ([evaluation.aux] if has_aux else [])
         return state, info, *extra
 
@@ -216,7 +250,7 @@ class EvolutionStrategy:
         Returns:
           `pair_weights` of the shaped fitness, which `update` takes; info; and the evaluation itself.
         """
-        carry = self._ready(state, fitness, args, carry, has_aux)
+        state, _, args, carry = self._ready(state, fitness, args, carry, has_aux)
         result: tuple[Array, Info, Evaluation] = self._weigh(state, args, carry, fitness=fitness, has_aux=has_aux)
         return result
 
@@ -234,7 +268,10 @@ class EvolutionStrategy:
             raise ValueError(
                 f"expected {self.population_size // 2} weights, got shape {values.shape}; pass one for each pair"
             )
-        new: State = self._apply(state, values)
+        state, layout = self._placement.state(state)
+        if self.layerwise:
+            return self._apply_by_leaf(state, values, layout)
+        new: State = self._apply(state, values, layout=layout)
         return new
 
     def resolve_chunk_size(
@@ -259,47 +296,60 @@ class EvolutionStrategy:
         if not 0 <= member < self.population_size:
             raise ValueError(f"expected a member in [0, {self.population_size}), got {member}; choose one of these")
         self._known_trees.check(state.params)
-        return self._perturbed(state, jnp.int32(member))
+        return self._perturbed(self._placement.state(state)[0], jnp.int32(member))
 
     # ── the pure functions behind ──
 
-    def _ready(self, state: State, fitness: Callable[..., Any], args: Any, carry: Any, has_aux: bool) -> Any:
-        """The carry without weak types, once the tree is known and the chunk size found."""
+    def _ready(
+        self, state: State, fitness: Callable[..., Any], args: Any, carry: Any, has_aux: bool
+    ) -> tuple[State, Layout | None, Any, Any]:
+        """State, layout, arguments and carry (without weak types) on their devices, with the tree and chunk known."""
         self._known_trees.check(state.params)
-        carry = jax.tree.map(_strong, carry)
+        carry = jax.tree.map(strong, carry)
+        state, layout = self._placement.state(state)
+        args, carry = self._placement.inputs(args, carry, self._setting(self.population_size // 2))
         if self._chunk_pairs is None:
             self._chunk_pairs = self._largest_chunk(state, args, carry, fitness, has_aux)
-        return carry
+        return state, layout, args, carry
 
-    def _start(self, params: Any, seed: Array) -> State:
-        params = jax.tree.map(_strong, params)
+    def _start(self, params: Any, seed: Any, *, layout: Layout | None) -> State:
+        params = jax.tree.map(strong, params)
         leaves, tree = jax.tree.flatten(params)
-        opt_state = self.optimizer.init(trainable_tree(self.plan(params), leaves, tree))
-        return State(params, jax.tree.map(_strong, opt_state), seed, jnp.zeros((), jnp.int32))
+        opt_state = start_optimiser(self.optimizer, self.plan(params), leaves, tree, self.layerwise)
+        state = State(params, opt_state, jnp.asarray(seed), jnp.zeros((), jnp.int32))
+        return self._placement.keep(state, layout)
 
     def _sigma_at(self, generation: Array) -> Float[Array, ""]:
         sigma = self.sigma(generation) if callable(self.sigma) else self.sigma
         return jnp.asarray(sigma, jnp.float32)
 
     def _evaluate_and_update(
-        self, state: State, args: tuple[Any, ...], carry: Any, *, fitness: Callable[..., Any], has_aux: bool
+        self,
+        state: State,
+        args: tuple[Any, ...],
+        carry: Any,
+        *,
+        fitness: Callable[..., Any],
+        has_aux: bool,
+        layout: Layout | None,
     ) -> tuple[State, Info, Evaluation]:
         evaluation = self._evaluate(state, args, carry, self.population_size // 2, fitness, has_aux)
-        state, info = self._update(state, evaluation.fitness)
+        state, info = self._update(state, evaluation.fitness, layout=layout)
         return state, info, evaluation
 
     def _evaluate_and_weigh(
         self, state: State, args: tuple[Any, ...], carry: Any, *, fitness: Callable[..., Any], has_aux: bool
     ) -> tuple[Array, Info, Evaluation]:
         evaluation = self._evaluate(state, args, carry, self.population_size // 2, fitness, has_aux)
-        info = summarise(evaluation.fitness, self._sigma_at(state.generation), state.generation)
-        return self._weights(evaluation.fitness), info, evaluation
+        weights, info = self._summarise_and_weigh(evaluation.fitness, state.generation)
+        return weights, info, evaluation
 
     def _evaluate(
         self, state: State, args: Any, carry: Any, pairs: int, fitness: Callable[..., Any], has_aux: bool
     ) -> Evaluation:
         """The first `pairs` pairs of the population."""
-        return evaluate(
+        on = evaluate if self.mesh is None else functools.partial(evaluate_on, self.mesh)
+        result: Evaluation = on(
             fitness,
             self.plan(state.params),
             state.params,
@@ -308,30 +358,38 @@ class EvolutionStrategy:
             seed=state.seed,
             generation=state.generation,
             sigma=self._sigma_at(state.generation),
-            setting=Setting(self.population_size, self.group_size, min(self._chunk_pairs or pairs, pairs)),
+            setting=self._setting(pairs),
             noise_generation=self._noise_generation(state),
             carry=carry,
             has_aux=has_aux,
         )
+        return result
+
+    def _setting(self, pairs: int) -> Setting:
+        return Setting(self.population_size, self.group_size, min(self._chunk_pairs or pairs, pairs))
 
     def _noise_generation(self, state: State) -> Array:
         """The generation whose noise is drawn; the same for `noise_reuse` generations in a row."""
         return state.generation // self.noise_reuse
 
     def _largest_chunk(self, state: State, args: Any, carry: Any, fitness: Callable[..., Any], has_aux: bool) -> int:
-        """Pairs of the largest chunk whose evaluation fits into memory, by compiling a small one."""
-        pairs = self.population_size // 2
-        probe = memory.PROBE_PAIRS
+        """Pairs of the largest chunk whose evaluation fits into a device's memory, by compiling a small one."""
+        shares = self._placement.shares
+        pairs, probe = self.population_size // 2 // shares, memory.PROBE_PAIRS
         if pairs <= probe:
             return pairs
-        own = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2 * probe, *x.shape[1:]), x.dtype), carry)
-        evaluation = functools.partial(self._evaluate, pairs=probe, fitness=fitness, has_aux=has_aux)
+        own = jax.tree.map(lambda x: jax.ShapeDtypeStruct((2 * probe * shares, *x.shape[1:]), x.dtype), carry)
+        evaluation = functools.partial(self._evaluate, pairs=probe * shares, fitness=fitness, has_aux=has_aux)
         size = memory.working_bytes(evaluation, state, args, own)
-        return memory.largest_chunk(pairs, probe, size, memory.memory_budget(state.params))
+        budget = memory.memory_budget(state.params, self._placement.neighbours)
+        return agreed(self.mesh, memory.largest_chunk(pairs, probe, size, budget))
 
-    def _update(self, state: State, scores: Array) -> tuple[State, Info]:
-        info = summarise(scores, self._sigma_at(state.generation), state.generation)
-        return self._apply_weights(state, self._weights(scores)), info
+    def _update(self, state: State, scores: Array, *, layout: Layout | None) -> tuple[State, Info]:
+        weights, info = self._summarise_and_weigh(scores, state.generation)
+        return self._apply_weights(state, weights, layout=layout), info
+
+    def _summarise_and_weigh(self, scores: Array, generation: Array) -> tuple[Float[Array, " pairs"], Info]:
+        return self._weights(scores), summarise(scores, self._sigma_at(generation), generation)
 
     def _weights(self, scores: Array) -> Float[Array, " pairs"]:
         utilities = self.shaping(scores)
@@ -343,38 +401,79 @@ class EvolutionStrategy:
             )
         return pair_weights(utilities)
 
-    def _apply_weights(self, state: State, weights: Float[Array, " pairs"]) -> State:
-        plan, sigma = self.plan(state.params), self._sigma_at(state.generation)
-        gradient = estimate_gradient(
-            plan,
-            weights,
-            jnp.arange(self.population_size // 2, dtype=jnp.int32),
-            seed=state.seed,
-            generation=self._noise_generation(state),
-            sigma=sigma,
-            population_size=self.population_size,
-            chunk_pairs=self._update_chunk(plan, state.params),
-        )
-        params, opt_state = self._optimise(plan, state, descent_direction(gradient))
-        return State(params, opt_state, state.seed, state.generation + 1)
+    def _apply_weights(self, state: State, weights: Float[Array, " pairs"], *, layout: Layout | None) -> State:
+        plan = self.plan(state.params)
+        leaves, tree = jax.tree.flatten(state.params)
+        direction = descent_direction(self._gradient(plan, state, weights, layout, self._update_chunk(plan)))
+        values, opt_state = optimise(self.optimizer, plan, leaves, tree, direction, state.opt_state)
+        new = State(jax.tree.unflatten(tree, values), opt_state, state.seed, state.generation + 1)
+        return self._placement.keep(new, layout)
 
-    def _update_chunk(self, plan: Plan, params: Any) -> int:
+    def _gradient(self, plan: Plan, state: State, weights: Array, layout: Layout | None, chunk: int) -> list[Any]:
+        """Of the leaves that the plan does not freeze."""
+        settings: dict[str, Any] = {
+            "seed": state.seed,
+            "generation": self._noise_generation(state),
+            "sigma": self._sigma_at(state.generation),
+            "population_size": self.population_size,
+            "chunk_pairs": chunk,
+        }
+        pairs = self.population_size // 2
+        if self.mesh is None or layout is None:
+            return estimate_gradient(plan, weights, jnp.arange(pairs, dtype=jnp.int32), **settings)
+        way = choose_update(
+            self.update_way,
+            pairs=pairs,
+            rank=self.distribution.rank,
+            devices=self.mesh.size,
+            sharded=layout.is_sharded(self.mesh),
+        )
+        return gradient_on(self.mesh, way, plan, layout.params, weights, **settings)
+
+    def _apply_by_leaf(self, state: State, weights: Array, layout: Layout | None) -> State:
+        """`_apply_weights` in one call for each leaf, whose gradient and other temporaries are freed before the next.
+
+        The old parameters are not: they are the caller's.
+        """
+        plan = self.plan(state.params)
+        leaves, tree = jax.tree.flatten(state.params)
+        opt_states = list(state.opt_state)
+        for k, index in enumerate(trainable_leaves(plan)):
+            only = [leaf if i == index else None for i, leaf in enumerate(leaves)]
+            own = State(only[index], opt_states[k], state.seed, state.generation)
+            own_layout = None if layout is None else layout.of_leaf(index, k, state.opt_state)
+            leaves[index], opt_states[k] = self._apply_leaf(
+                own, weights, plan=plan, index=index, tree=tree, layout=own_layout
+            )
+            jax.block_until_ready(leaves[index])  # else the next leaf's gradient would be there beside this one's
+        return State(jax.tree.unflatten(tree, leaves), tuple(opt_states), state.seed, state.generation + 1)
+
+    def _update_leaf(
+        self, state: State, weights: Array, *, plan: Plan, index: int, tree: Any, layout: Layout | None
+    ) -> tuple[Array, Any]:
+        """One leaf and its optimiser state, of a `State` whose parameters are that leaf."""
+        own, leaves = only_leaf(plan, index), [None] * index + [state.params] + [None] * (len(plan) - index - 1)
+        specs = [WHOLE] * len(plan)
+        if layout is not None:
+            specs[index] = layout.params[0]
+        among = None if layout is None else layout._replace(params=tuple(specs))
+        direction = descent_direction(self._gradient(own, state, weights, among, self._update_chunk(plan)))
+        values, opt_state = optimise(self.optimizer, own, leaves, tree, direction, state.opt_state)
+        new = State(values[index], opt_state, state.seed, state.generation)
+        new = self._placement.keep(new, layout)
+        return new.params, new.opt_state
+
+    def _update_chunk(self, plan: Plan) -> int:
         """Pairs whose noise the update draws at a time: those of the evaluation, or more where these are few.
 
         Their number depends on the settings and the parameters alone, never on the machine: another would round
         differently.
         """
-        enough = memory.largest_chunk(self.population_size // 2, 1, 3 * noise_bytes(plan), memory.update_budget(params))
+        parts = [only_leaf(plan, index) for index in trainable_leaves(plan)] if self.layerwise else [plan]
+        drawn = 3 * max(map(noise_bytes, parts))
+        budget = max(memory.update_budget([leaf for leaf in own if not leaf.frozen or own is plan]) for own in parts)
+        enough = memory.largest_chunk(self.population_size // 2, 1, drawn, budget)
         return max(self._chunk_pairs or 1, enough)
-
-    def _optimise(self, plan: Plan, state: State, direction: list[Any]) -> tuple[Any, Any]:
-        """One step of optax on the trainable leaves; dtypes stay, so that nothing is compiled again."""
-        leaves, tree = jax.tree.flatten(state.params)
-        mean = trainable_tree(plan, leaves, tree)
-        updates, opt_state = self.optimizer.update(trainable_tree(plan, direction, tree), state.opt_state, mean)
-        moved = iter(jax.tree.leaves(optax.apply_updates(mean, updates)))
-        params = [old if leaf.frozen else next(moved) for leaf, old in zip(plan, leaves, strict=True)]
-        return jax.tree.unflatten(tree, params), jax.tree.map(_keep_dtype, opt_state, state.opt_state)
 
     def _dense_member(self, state: State, member: Array) -> Any:
         plan, sign = self.plan(state.params), (1 - 2 * (member % 2)).astype(jnp.float32)
@@ -383,43 +482,3 @@ class EvolutionStrategy:
         own = jax.tree.map(lambda x: x[0], drawn)
         moved = perturb_params(plan, state.params, own, sign * self._sigma_at(state.generation))
         return written_out(moved)
-
-
-def _even(name: str, value: int) -> int:
-    if value < 2 or value % 2 or int(value) != value:
-        raise ValueError(
-            f"expected an even {name} ≥ 2, got {value}; members come in antithetic pairs, "
-            f"choose {max(2, int(value) // 2 * 2 + 2)}"
-        )
-    return int(value)
-
-
-def _chunk_pairs(chunk_size: int | str, population_size: int) -> int | None:
-    """Pairs of a chunk; None where they are to be found at the first step."""
-    if chunk_size == "auto":
-        return None
-    if isinstance(chunk_size, str):
-        raise ValueError(f'expected an even chunk_size or "auto", got {chunk_size!r}; "auto" takes what fits')
-    return min(_even("chunk_size", chunk_size), population_size) // 2
-
-
-def _choose_distribution(rank: int | None, law: str | None, distribution: Distribution | None) -> Distribution:
-    if distribution is None:
-        return LowRank(rank=1 if rank is None else rank, law="popcount" if law is None else law)
-    if rank is not None or law is not None:
-        kind = "FullRank" if isinstance(distribution, FullRank) else "LowRank"
-        raise ValueError(
-            f"expected rank and law inside the distribution, got rank={rank} and law={law} beside {kind}; "
-            "set them in the distribution alone"
-        )
-    return distribution
-
-
-def _strong(x: Any) -> Array:
-    """An array without JAX's weak type, which would have the first step compiled twice."""
-    x = jnp.asarray(x)
-    return jax.lax.convert_element_type(x, x.dtype) if jnp.issubdtype(x.dtype, jnp.number) else x
-
-
-def _keep_dtype(new: Array, old: Array) -> Array:
-    return jax.lax.convert_element_type(new, old.dtype) if jnp.issubdtype(old.dtype, jnp.number) else new

@@ -87,6 +87,11 @@ def is_matrix(path: str) -> bool:
     return not path.endswith(("norm1", "norm2", "norm_out", "bf", "bh"))
 
 
+def is_stacked(path: str) -> bool:
+    """Whether the leaf has a leading axis of layers."""
+    return path.startswith("blocks/")
+
+
 def nested(leaves: dict[str, Any]) -> dict[str, Any]:
     """A tree from leaves by path: `{"blocks/W1": x}` → `{"blocks": {"W1": x}}`."""
     blocks = {path.removeprefix("blocks/"): leaf for path, leaf in leaves.items() if path.startswith("blocks/")}

@@ -6,6 +6,7 @@ numbers in whatever order they like.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from jaxtyping import Array, Int8, Int32
 from eggroll.core import noise
 from eggroll.core.draws import stream_keys
 from eggroll.integer.arithmetic import Factors, expand
-from eggroll.integer.model import Config, is_matrix, leaf_shapes, nested
+from eggroll.integer.model import Config, is_matrix, is_stacked, leaf_shapes, nested
 
 Seed = Int32[Array, "2"]
 
@@ -38,9 +39,16 @@ class Streams:
         return noise.table_normal(jnp, noise.element_bits((first, second), element))
 
 
-def streams(config: Config, *, seed: Seed, generation: Array, pairs: Int32[Array, "pairs"]) -> Streams:
-    """The keys of all leaves and both factors for some pairs."""
-    names = [(path, factor) for path in leaf_shapes(config) for factor in (noise.FACTOR_A, noise.FACTOR_B)]
+def streams(
+    config: Config,
+    *,
+    seed: Seed,
+    generation: Array,
+    pairs: Int32[Array, "pairs"],
+    paths: Sequence[str] | None = None,
+) -> Streams:
+    """The keys of all leaves, or of those at `paths`, and both factors for some pairs."""
+    names = [(path, factor) for path in paths or leaf_shapes(config) for factor in (noise.FACTOR_A, noise.FACTOR_B)]
     identities = [(noise.leaf_id(path), factor) for path, factor in names]
     words = stream_keys(identities, seed=seed, generation=generation, pairs=pairs)
     return Streams({name: row for row, name in enumerate(names)}, words)
@@ -56,7 +64,7 @@ def chunk_factors(config: Config, *, seed: Seed, generation: Array, pairs: Int32
     keys = streams(config, seed=seed, generation=generation, pairs=pairs)
     leaves: dict[str, Any] = {}
     for path, shape in leaf_shapes(config).items():
-        layers = shape[:1] if path.startswith("blocks/") else ()
+        layers = shape[:1] if is_stacked(path) else ()
         if is_matrix(path):
             sides = (noise.FACTOR_A, shape[-2]), (noise.FACTOR_B, shape[-1])
             leaves[path] = Factors(*(_matrix_factor(keys, path, side, layers, n, config.rank) for side, n in sides))

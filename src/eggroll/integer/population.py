@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Int8, Int32, UInt8
 
 from eggroll.core.errors import UsageError
+from eggroll.core.mesh import constrain
 from eggroll.integer.model import Config, Parameters, forward
 from eggroll.integer.perturbation import Seed, chunk_factors
 
@@ -55,3 +58,50 @@ def evaluate(
         )
 
     return lax.fori_loop(0, count // chunk_pairs, one_chunk, (jnp.zeros((2, count), jnp.int32), state))
+
+
+def evaluate_on(
+    mesh: Mesh,
+    parameters: Parameters,
+    state: Int8[Array, "layers 2 pairs width"],
+    lanes: UInt8[Array, "lanes time_and_one"],
+    config: Config,
+    *,
+    seed: Seed,
+    generation: Int32[Array, ""],
+    group_size: int,
+    chunk_pairs: int,
+    first_pair: Int32[Array, ""] | int = 0,
+) -> tuple[Int32[Array, "2 pairs"], Int8[Array, "layers 2 pairs width"]]:
+    """`evaluate` by all devices of a mesh: each has the same number of pairs, whose number they divide, in order.
+
+    Args:
+      chunk_pairs: divides the pairs of a device.
+    Returns:
+      The sums whole on every device, the states in shares.
+    """
+    axes = tuple(mesh.axis_names)
+    whole, shares = PartitionSpec(), PartitionSpec(None, None, axes)
+
+    def share(parameters: Parameters, state: Array, lanes: Array, seed: Array, counters: Array) -> tuple[Array, Array]:
+        return evaluate(
+            parameters,
+            state,
+            lanes,
+            config,
+            seed=seed,
+            generation=counters[0],
+            group_size=group_size,
+            chunk_pairs=chunk_pairs,
+            first_pair=counters[1] + lax.axis_index(axes) * state.shape[2],
+        )
+
+    counters = jnp.stack([jnp.asarray(generation, jnp.int32), jnp.asarray(first_pair, jnp.int32)])
+    scores, states = jax.shard_map(
+        share,
+        mesh=mesh,
+        in_specs=(whole, shares, whole, whole, whole),
+        out_specs=(PartitionSpec(None, axes), shares),
+        check_vma=False,
+    )(parameters, state, lanes, seed, counters)
+    return constrain(mesh, scores, whole), states

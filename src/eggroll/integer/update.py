@@ -1,26 +1,27 @@
 """The ±1 update: signs of antithetic pairs in, integer parameters out, with no optimiser state.
 
-`Z = Σ_p F_p·A_p·B_pᵀ` is summed exactly, in blocks that stay exact in float32 and in two int32 words across blocks, so
-that the result depends on neither chunking nor device.
+`Z = Σ_p F_p·A_p·B_pᵀ` is summed exactly (see `sums`), so that the result depends on neither chunking nor device.
 """
 
 from __future__ import annotations
 
 import math
 from statistics import NormalDist
-from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Int8, Int32
 
-from eggroll.core import noise
 from eggroll.core.errors import UsageError
-from eggroll.integer.arithmetic import EXACT_BLOCK, expand, matmul, saturate
-from eggroll.integer.model import Config, Parameters, flat, is_matrix, leaf_shapes, nested
-from eggroll.integer.perturbation import Seed, Streams, streams, vector_products
+from eggroll.core.mesh import GRADIENT_BYTES, choose_update, constrain
+from eggroll.integer.arithmetic import saturate
+from eggroll.integer.model import Config, Parameters, flat, is_matrix, is_stacked, leaf_shapes, nested
+from eggroll.integer.perturbation import Seed
+from eggroll.integer.sums import Part, collect, layer_sums, settled
 
-Z_LIMIT = 2**27 - 1
+WHOLE = PartitionSpec()
 
 
 def alpha_at(generation: int, alpha: float, decay: float) -> float:
@@ -45,31 +46,6 @@ def threshold(alpha: float, pairs: int, rank: int = 1) -> int:
     return min(tau * math.isqrt(pairs) * 256 * math.isqrt(rank), 2**31 - 1)
 
 
-class Words(NamedTuple):
-    """An integer of 48 bits in two int32 words: value = high · 2¹⁶ + low; low may run over until `collect`."""
-
-    high: Int32[Array, "*shape"]
-    low: Int32[Array, "*shape"]
-
-
-def zero_words(shape: tuple[int, ...]) -> Words:
-    """Zero, of that shape."""
-    return Words(jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.int32))
-
-
-def add_to(words: Words, value: Int32[Array, "*shape"]) -> Words:
-    """Add an int32 array; up to 2¹⁵ additions before `collect`."""
-    return Words(words.high + (value >> 16), words.low + (value & 0xFFFF))
-
-
-def collect(words: Words) -> Int32[Array, "*shape"]:
-    """The sum as int32, saturated at ±(2²⁷ − 1)."""
-    high, low = words.high + (words.low >> 16), words.low & 0xFFFF
-    edge = (Z_LIMIT + 1) >> 16
-    joined = jnp.clip(high, -edge, edge - 1) * 65536 + low
-    return jnp.where(high >= edge, Z_LIMIT, jnp.where(high < -edge, -Z_LIMIT, jnp.clip(joined, -Z_LIMIT, Z_LIMIT)))
-
-
 def apply_threshold(
     value: Int8[Array, "*shape"], z: Int32[Array, "*shape"], level: Int32[Array, ""]
 ) -> Int8[Array, "*shape"]:
@@ -91,64 +67,116 @@ def update(
     *,
     seed: Seed,
     generation: Array,
+    mesh: Mesh | None = None,
+    way: str = "auto",
 ) -> tuple[Parameters, Int32[Array, ""]]:
     """One generation's update; returns the new parameters and how many weights moved.
+
+    Layers are updated one after the other: beside the parameters, memory is that of one layer of one leaf.
 
     Args:
       signs: `pair_signs` of every pair of the population, in order; up to 2²⁵ · (1/rank) pairs.
       level: `threshold` of this generation.
+      mesh: devices that share the work; parameters and signs are whole on each, before and after.
+      way: how they share it, see `core.mesh`; no result depends on it.
     """
     leaves = {path: jnp.asarray(leaf) for path, leaf in flat(parameters).items()}
-    sums = weighted_sums(signs, config, seed=seed, generation=generation)
-    new = {path: apply_threshold(leaf, sums[path], level) for path, leaf in leaves.items()}
-    moved = sum(jnp.sum((new[path] != leaf).astype(jnp.int32)) for path, leaf in leaves.items())
-    return nested(new), jnp.asarray(moved, jnp.int32)
+    if mesh is None:
+        new = new_leaves(leaves, signs, level, config, seed=seed, generation=generation)
+        return nested(new), _moved(leaves, new)
+    counters = {"seed": seed, "generation": generation}
+    new = new_leaves_on(mesh, way, leaves, signs, level, config, **counters)
+    moved = _moved(leaves, new)
+    return nested({path: constrain(mesh, leaf, WHOLE) for path, leaf in new.items()}), moved
 
 
-def weighted_sums(
-    signs: Int8[Array, "pairs"], config: Config, *, seed: Seed, generation: Array
-) -> dict[str, Int32[Array, "..."]]:
-    """`Z` of every leaf by path, streamed over blocks of pairs: memory for one block, whatever the population."""
-    block = min(EXACT_BLOCK // config.rank, signs.shape[0])
-    blocks = -(-signs.shape[0] // block)
-    padded = jnp.pad(signs, (0, blocks * block - signs.shape[0]))
-
-    def body(index: Array, words: dict[str, Words]) -> dict[str, Words]:
-        pairs = index * block + jnp.arange(block, dtype=jnp.int32)
-        keys = streams(config, seed=seed, generation=generation, pairs=pairs)
-        weights = lax.dynamic_slice(padded, (index * block,), (block,))
-        sums = _block_sums(keys, weights, config)
-        return {path: add_to(words[path], value) for path, value in sums.items()}
-
-    start = {path: zero_words(shape) for path, shape in leaf_shapes(config).items()}
-    return {path: collect(words) for path, words in lax.fori_loop(0, blocks, body, start).items()}
+def _moved(old: dict[str, Array], new: dict[str, Array]) -> Int32[Array, ""]:
+    return jnp.asarray(sum(jnp.sum((new[path] != leaf).astype(jnp.int32)) for path, leaf in old.items()), jnp.int32)
 
 
-def _block_sums(keys: Streams, weights: Int8[Array, "pairs"], config: Config) -> dict[str, Array]:
-    """Σ over one block of pairs, exact in int32: the leaves outside the blocks, then layer by layer."""
-    shapes = leaf_shapes(config)
-    outer = {path: shape for path, shape in shapes.items() if not path.startswith("blocks/")}
-    stacked = {path: shape[1:] for path, shape in shapes.items() if path not in outer}
+def new_leaves(
+    leaves: dict[str, Int8[Array, "..."]],
+    signs: Int8[Array, "pairs"],
+    level: Int32[Array, ""],
+    config: Config,
+    *,
+    seed: Seed,
+    generation: Array,
+    first_pair: Int32[Array, ""] | int = 0,
+    summed_over: tuple[str, ...] = (),
+    cut: dict[str, Array] | None = None,
+) -> dict[str, Int8[Array, "..."]]:
+    """The update of some leaves by path, or of some rows of them, layer by layer.
 
-    def one(path: str, shape: tuple[int, ...], layer: Array) -> Array:
-        if is_matrix(path):
-            return _matrix_sum(keys, path, shape, layer, weights, config.rank)
-        products = vector_products(keys, path, layer * shape[0], shape[0])
-        return jnp.sum(products * weights.astype(jnp.int32)[:, None], axis=0)
+    Args:
+      first_pair: that `signs` begin with.
+      summed_over: mesh axes on which the other pairs are.
+      cut: path → first row, or element of a vector, where a leaf is but a part of its rows.
+    """
 
-    first = jnp.int32(0)
-    sums = {path: one(path, shape, first) for path, shape in outer.items()}
-    layers = jnp.arange(config.layers, dtype=jnp.int32)
-    return sums | lax.map(lambda layer: {path: one(path, shape, layer) for path, shape in stacked.items()}, layers)
+    def layer(path: str, index: Array, value: Int8[Array, "..."]) -> Int8[Array, "..."]:
+        total = leaf_shapes(config)[path][-2 if is_matrix(path) else -1]
+        part = Part((cut or {}).get(path, 0), value.shape[0], total)
+        words = layer_sums(
+            path, value.shape[-1], part, index, signs, config, seed=seed, generation=generation, first_pair=first_pair
+        )
+        words = lax.psum(settled(words), summed_over) if summed_over else words
+        return apply_threshold(value, collect(words), level)
+
+    def leaf(path: str, value: Int8[Array, "..."]) -> Int8[Array, "..."]:
+        if not is_stacked(path):
+            return layer(path, jnp.int32(0), value)
+        if value.shape[0] == 1:
+            return layer(path, jnp.int32(0), value[0])[None]
+        return lax.map(lambda each: layer(path, *each), (jnp.arange(value.shape[0], dtype=jnp.int32), value))
+
+    return {path: leaf(path, value) for path, value in leaves.items()}
 
 
-def _matrix_sum(
-    keys: Streams, path: str, shape: tuple[int, ...], layer: Array, weights: Array, rank: int
-) -> Int32[Array, "rows columns"]:
-    def side(factor: int, rows: int) -> Array:
-        row = (layer * rows + jnp.arange(rows, dtype=jnp.int32)[:, None, None]) * rank
-        return keys.draw(path, factor, row + expand(jnp.arange(rank, dtype=jnp.int32), 3), pair_axis=1)
+def new_leaves_on(
+    mesh: Mesh,
+    way: str,
+    leaves: dict[str, Int8[Array, "..."]],
+    signs: Int8[Array, "pairs"],
+    level: Int32[Array, ""],
+    config: Config,
+    *,
+    seed: Seed,
+    generation: Array,
+) -> dict[str, Int8[Array, "..."]]:
+    """`new_leaves` of the whole population by the devices of a mesh; by "rows", each returns its own rows."""
+    axes, size = tuple(mesh.axis_names), mesh.size
+    way = choose_update(
+        way, pairs=signs.shape[0], rank=config.rank, devices=size, sharded=False, traffic=2 * GRADIENT_BYTES
+    )
+    specs = {path: _rows_spec(path, leaf.shape, mesh) if way == "rows" else WHOLE for path, leaf in leaves.items()}
+    split = PartitionSpec(axes) if way == "reduce" else WHOLE
+    padded = jnp.pad(signs, (0, -signs.shape[0] % size)) if way == "reduce" else signs
 
-    a = side(noise.FACTOR_A, shape[0]) * expand(weights[:, None], 3)
-    b = side(noise.FACTOR_B, shape[1])
-    return matmul(a.reshape(shape[0], -1), b.reshape(shape[1], -1))
+    def share(leaves: dict[str, Array], signs: Array, level: Array, seed: Array, generation: Array) -> dict[str, Array]:
+        device = lax.axis_index(axes)
+        rows = {
+            path: device * leaf.shape[int(is_stacked(path))] for path, leaf in leaves.items() if specs[path] != WHOLE
+        }
+        return new_leaves(
+            leaves,
+            signs,
+            level,
+            config,
+            seed=seed,
+            generation=generation,
+            first_pair=device * signs.shape[0] if way == "reduce" else 0,
+            summed_over=axes if way == "reduce" else (),
+            cut=rows,
+        )
+
+    result: dict[str, Array] = jax.shard_map(
+        share, mesh=mesh, in_specs=(specs, split, WHOLE, WHOLE, WHOLE), out_specs=specs, check_vma=False
+    )(leaves, padded, level, seed, generation)
+    return result
+
+
+def _rows_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """Rows of a matrix and elements of a vector over all devices, where their number divides."""
+    rows = int(is_stacked(path))
+    return PartitionSpec(*[None] * rows, tuple(mesh.axis_names)) if shape[rows] % mesh.size == 0 else WHOLE

@@ -49,6 +49,10 @@ class PretrainConfig(RunSettings):
     """Generations in which that decay runs its course."""
     chunk_size: int | Literal["auto"] = "auto"
     """Members evaluated at once; changes speed and memory, no result."""
+    devices: int | Literal["auto"] = "auto"
+    """Devices that share the population, of all processes together; changes speed, no result."""
+    update: Literal["auto", "redraw", "reduce", "rows"] = "auto"
+    """How devices share the update: each draws all noise, sums its own members, or updates its own rows."""
     validation_bytes: int = 262_144
     """Most bytes held out for validation, in whole documents."""
     validate_every: int = 400
@@ -93,6 +97,11 @@ class PretrainConfig(RunSettings):
             raise UsageError(
                 f"expected --chunk-size auto or an even divisor of --population-size {self.population_size}, "
                 f"got {self.chunk_size}; choose auto"
+            )
+        if self.devices != "auto" and (self.devices < 1 or self.population_size // 2 % self.devices):
+            raise UsageError(
+                f"expected --devices auto or a divisor of the {self.population_size // 2} pairs of the population, got "
+                f"{self.devices}; choose auto"
             )
         if self.chunk_size != "auto" and self.chunk_size % 2:
             raise UsageError(f"expected an even --chunk-size, got {self.chunk_size}; choose auto")

@@ -21,10 +21,11 @@ from eggroll.core.errors import UsageError
 from eggroll.distributed.launch import check_fleet, fleet_for
 from eggroll.distributed.worker import Built
 from eggroll.integer.arithmetic import cpu_operand_dtype, use_cpu_operands
-from eggroll.integer.model import Parameters, init_parameters, zero_state
+from eggroll.integer.model import Parameters, init_parameters
 from eggroll.integer.update import alpha_at, threshold, update
 from eggroll.pretrain.config import PretrainConfig
 from eggroll.pretrain.corpus import Corpus, load_corpus
+from eggroll.pretrain.devices import gather, mesh_of, on_mesh, on_one, start_carry
 from eggroll.pretrain.entropy import reference_entropies
 from eggroll.pretrain.lanes import Lanes
 from eggroll.pretrain.population import chunk_pairs, make_evaluator, range_work, seed_of
@@ -72,6 +73,8 @@ def pretrain(
             return Outcome(finished, 0, RunState(()))
     else:
         config = dataclasses.replace(config, chunk_size=2 * chunk_pairs(config))
+    if config.is_fleet:
+        config = dataclasses.replace(config, devices=1)  # the workers are the devices
     job, extra, references, work = _prepared(config)
     check_alike(peers, job)
     if folder is None and peers.process == 0:
@@ -145,7 +148,8 @@ def _gone_on_with(
         old, new, changed, finished = told(peers)
         recorded, wanted = (from_json(PretrainConfig, each, "what process 0 sends") for each in (old, new))
     if changed and finished is None:
-        change_settings(_prepared(recorded)[0], _prepared(wanted)[0], folder, say=report, peers=peers)
+        old_job, new_job = _prepared(_on_these_devices(recorded))[0], _prepared(wanted)[0]
+        change_settings(old_job, new_job, folder, say=report, peers=peers)
     return folder, wanted, finished
 
 
@@ -192,7 +196,7 @@ def worker_job(welcome: dict[str, Any]) -> Built:
     Raises:
       UsageError: its settings are none of this job's, or the data is not on this machine.
     """
-    config = _config_in(welcome["header"])
+    config = dataclasses.replace(_config_in(welcome["header"]), devices=1)  # a worker is for one device
     corpus, lanes = _corpus(config)
     return Built(make_learner(config), range_work(config, lanes), (), {"data": corpus.sha256})
 
@@ -200,23 +204,28 @@ def worker_job(welcome: dict[str, Any]) -> Built:
 def make_job(config: PretrainConfig, lanes: Lanes, validation: np.ndarray) -> Job[Parameters]:
     """The job at generation 0: parameters, members' states, and the compiled steps."""
     model = config.model()
-    validator = make_validator(model, validation)
+    validator, mesh = make_validator(model, validation), mesh_of(config)
+
+    def sample(parameters: Parameters) -> str:
+        return sample_text(on_one(mesh, parameters), model=model, count=config.sample_bytes)
+
     return Job(
         name="pretrain",
         config=config.as_json(),
         learner=make_learner(config),
         evaluate=make_evaluator(config, lanes),
-        validate=lambda parameters: {"bits_per_byte": validator(parameters)},
+        validate=lambda parameters: {"bits_per_byte": validator(on_one(mesh, parameters))},
         main_metric="bits_per_byte",
         units=("bytes", config.population_size * config.seq_len),
         generations=config.generations,
         validate_every=config.validate_every,
         snapshot_every=config.snapshot_every,
         snapshots_kept=config.snapshots_kept,
-        carry=zero_state(model, 2, config.population_size // 2),
-        sample=functools.partial(sample_text, model=model, count=config.sample_bytes) if config.sample_bytes else None,
+        carry=start_carry(config, mesh),
+        sample=sample if config.sample_bytes else None,
         trackers=config.track,
         log_every=config.log_every,
+        gather=None if mesh is None else functools.partial(gather, mesh),
     )
 
 
@@ -252,12 +261,12 @@ def make_learner(config: PretrainConfig, base: Path | None = None) -> Learner[Pa
 
 
 def learner_of(header: dict[str, Any], base: Path | None = None) -> Learner[Parameters]:
-    """The learner that a journal's header describes.
+    """The learner that a journal's header describes, on the devices that are here.
 
     Raises:
       UsageError: its settings are none of this job's.
     """
-    return make_learner(_config_in(header), base)
+    return make_learner(_on_these_devices(_config_in(header)), base)
 
 
 def _config_in(header: dict[str, Any]) -> PretrainConfig:
@@ -267,19 +276,25 @@ def _config_in(header: dict[str, Any]) -> PretrainConfig:
     return from_json(PretrainConfig, config, "the journal's header")
 
 
+def _on_these_devices(config: PretrainConfig) -> PretrainConfig:
+    """Recorded settings for whatever devices are here; those that a run had may be elsewhere."""
+    return dataclasses.replace(config, devices="auto", update="auto")
+
+
 def _updater(config: PretrainConfig) -> Updater:
-    model, pairs = config.model(), config.population_size // 2
+    model, pairs, mesh = config.model(), config.population_size // 2, mesh_of(config)
 
     @jax.jit
     def step(parameters: Parameters, signs: jax.Array, level: jax.Array, generation: jax.Array) -> Any:
-        return update(parameters, signs, level, model, seed=seed_of(config), generation=generation)
+        counters = {"seed": seed_of(config), "generation": generation}
+        return update(parameters, signs, level, model, mesh=mesh, way=config.update, **counters)
 
     def updater(
         parameters: Parameters, optimizer: Any, signs: np.ndarray, generation: int
     ) -> tuple[Parameters, Any, Metrics]:
         alpha = alpha_at(generation, config.alpha, config.decay)
         level = np.int32(threshold(alpha, pairs, config.rank))
-        parameters, moved = step(parameters, signs, level, np.int32(generation))
+        parameters, moved = step(on_mesh(mesh, parameters), signs, level, np.int32(generation))
         return parameters, optimizer, {"alpha": alpha, "moved_share": int(moved) / model.parameter_count}
 
     return updater

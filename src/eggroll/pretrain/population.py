@@ -14,12 +14,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from eggroll.core import noise
 from eggroll.integer.model import Parameters, zero_state
-from eggroll.integer.population import evaluate, largest_divisor
+from eggroll.integer.population import evaluate, evaluate_on, largest_divisor
 from eggroll.integer.update import pair_signs
 from eggroll.pretrain.config import PretrainConfig
+from eggroll.pretrain.devices import carry_sharding, mesh_of, on_mesh
 from eggroll.pretrain.lanes import Lanes
 from eggroll.runs.job import Evaluated, Evaluator, Part, RangeWork, RunState
 from eggroll.runs.metrics import Metrics
@@ -44,13 +46,14 @@ def seed_of(config: PretrainConfig) -> jax.Array:
 
 
 def make_evaluator(config: PretrainConfig, lanes: Lanes) -> Evaluator:
-    """The whole population in this process."""
-    step = _range_step(config, config.population_size // 2)
+    """The whole population, on all the run's devices; each process reads the same lanes and gets the same signs."""
+    mesh = mesh_of(config)
+    step = _range_step(config, config.population_size // 2, mesh)
 
     def evaluator(state: RunState, generation: int) -> Evaluated:
-        signs, likelihood, carry = step(
-            state.parameters, state.carry, jnp.asarray(lanes.batch(generation)), np.int32(generation), np.int32(0)
-        )
+        parameters = on_mesh(mesh, state.parameters)
+        carry = state.carry if mesh is None else jax.device_put(state.carry, carry_sharding(mesh))
+        signs, likelihood, carry = step(parameters, carry, lanes.batch(generation), np.int32(generation), np.int32(0))
         return Evaluated(np.asarray(signs), carry, population_metrics([tally(np.asarray(likelihood))], config.seq_len))
 
     return evaluator
@@ -80,13 +83,18 @@ def range_work(config: PretrainConfig, lanes: Lanes) -> RangeWork:
 
 
 @functools.lru_cache(maxsize=64)
-def _range_step(config: PretrainConfig, pairs: int) -> Any:
+def _range_step(config: PretrainConfig, pairs: int, mesh: Mesh | None = None) -> Any:
     """Compiled once for each number of pairs; the state's buffers are used up."""
     population = functools.partial(
-        evaluate, config=config.model(), group_size=config.group_size, chunk_pairs=chunk_pairs(config, pairs)
+        evaluate if mesh is None else functools.partial(evaluate_on, mesh),
+        config=config.model(),
+        group_size=config.group_size,
+        chunk_pairs=chunk_pairs(config, pairs if mesh is None else pairs // mesh.size),
     )
+    whole = None if mesh is None else NamedSharding(mesh, PartitionSpec())
+    layout = {} if mesh is None else {"out_shardings": (whole, whole, carry_sharding(mesh))}
 
-    @functools.partial(jax.jit, donate_argnums=1)
+    @functools.partial(jax.jit, donate_argnums=1, **layout)
     def step(parameters: Parameters, state: Any, batch: jax.Array, generation: Any, first_pair: Any) -> Any:
         likelihood, state = population(
             parameters, state, batch, seed=seed_of(config), generation=generation, first_pair=first_pair

@@ -7,7 +7,7 @@ members are evaluated, what is measured and how often).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax
@@ -93,6 +93,8 @@ class Learner(Generic[P]):
       frames: "ternary", "float16" or "float32", what the journal holds of a weight.
       weights: how many a generation has, one per pair.
       settings: JSON for the journal's header: everything of the strategy that the update depends on.
+      environment: JSON beside that of `environment.environment`: what the rounding of floats depends on, such as how
+        devices share the work. Another one is no other run.
     """
 
     parameters: P
@@ -101,6 +103,7 @@ class Learner(Generic[P]):
     frames: str
     weights: int
     settings: dict[str, Any]
+    environment: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.frames not in WEIGHTS:

@@ -55,7 +55,7 @@ class Loop:
     def __init__(
         self, job: Job[Any], folder: RunFolder | None, *, say: Callable[[str], None], peers: Peers | None = None
     ) -> None:
-        self.job, self.peers, self.environment = job, peers or Alone(), environment()
+        self.job, self.peers, self.environment = job, peers or Alone(), environment() | job.learner.environment
         self.weights: np.ndarray | None = None  # of the last update
         with ExitStack() as stack:
             self.ledger = ledger_of(job, folder, self.environment, self.peers, say)

@@ -102,7 +102,7 @@ def replay(
             )
             found.generation += 1
             if found.generation in present and folder is not None:
-                _verify(found, folder, exact=learner.is_integer or _same_machine(segment.header))
+                _verify(found, folder, exact=learner.is_integer or _same_machine(segment.header, learner))
             bar.advance()
     jax.block_until_ready(found.parameters)
     found.seconds = time.perf_counter() - start
@@ -136,9 +136,9 @@ def _learner(header: dict[str, Any], learner_of: Callable[[dict[str, Any]], Lear
     return learner
 
 
-def _same_machine(header: dict[str, Any]) -> bool:
-    """Whether float runs are to come out the same: device, versions and processor are those of the run."""
-    return bool(header.get("environment") == environment())
+def _same_machine(header: dict[str, Any], learner: Learner[Any]) -> bool:
+    """Whether float runs are to come out the same: devices, versions and processor are those of the run."""
+    return bool(header.get("environment") == environment() | learner.environment)
 
 
 def _verify(found: Replayed, folder: RunFolder, *, exact: bool) -> None:

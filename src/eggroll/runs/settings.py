@@ -19,8 +19,8 @@ FLEET = ("ray", "workers", "worker_gpus", "listen", "lease_seconds")
 """Settings of a fleet of workers."""
 NOT_RECORDED = ("run_dir", "resume", "on_change", *HOSTS, *FLEET)
 """Settings that say where and how to start, not what runs."""
-OBSERVING = ("log_every", "track")
-"""Settings that change nothing of the run: on `--resume` those given count."""
+OBSERVING = ("log_every", "track", "devices", "update")
+"""Settings that change nothing of what a run computes: on `--resume` those given count."""
 
 
 @dataclass(frozen=True)

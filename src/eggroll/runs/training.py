@@ -214,7 +214,8 @@ def _learner(es: EvolutionStrategy, state: State, frames: str | None) -> Learner
 
     settings = _settings(es, state)
     kind = frames or ("ternary" if settings["shaping"] == "antithetic_sign" else "float32")
-    return Learner(state.params, state.opt_state, update, kind, es.population_size // 2, settings)
+    devices = {} if es.mesh is None else {"mesh": dict(es.mesh.shape), "update": es.update_way}
+    return Learner(state.params, state.opt_state, update, kind, es.population_size // 2, settings, devices)
 
 
 def _evaluator(
