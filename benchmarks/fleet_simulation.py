@@ -1,0 +1,346 @@
+"""A fleet under a virtual clock: the real coordinator, stand-ins for workers, and a model of everything between them.
+
+Model. A worker takes its messages one after another; an evaluation takes `range_seconds` times a log-normal number of
+mean 1, times `straggler_factor` for a share of evaluations. A message travels for `latency`, and waits for its turn on
+the coordinator's link, which has a bandwidth each way, and then for the coordinator's processor, where messages and
+broadcast frames cost a time each. Workers die at a rate; another comes after `return_seconds` and builds its job.
+
+`utilisation` is the time that the ranges of a generation would take on the workers without spread or stragglers, over
+the time that the generation took. `waterfall` adds one cause after another, in a fixed order, and tells what each
+costs; what it says of a cause depends on the causes before it. The same seed gives the same result.
+
+`python benchmarks/fleet_simulation.py` prints tables and writes JSON and PNG.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import heapq
+import itertools
+import math
+import random
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from stand_ins import Opened, StandIn, fleet_of, frames_of
+
+from eggroll.core.errors import UsageError
+from eggroll.distributed.coordinator import Coordinator
+from eggroll.distributed.wire import Message, Received, Span, unpack, unpack_span
+
+_TICK_SECONDS = 0.2
+_MOST_EVENTS = 10**8
+
+
+@dataclass(frozen=True)
+class World:
+    """What is simulated; the causes of loss are those fields that `without` sets to nothing."""
+
+    workers: int = 100
+    ranges_per_worker: int = 2
+    pairs_per_range: int = 4
+    range_seconds: float = 1.0
+    generations: int = 4  # after one that is not counted, in which leases are longer
+    carries: bool = False
+    spread: float = 0.1  # standard deviation of the logarithm of an evaluation's time
+    straggler_share: float = 0.001  # of evaluations
+    straggler_factor: float = 20.0
+    latency: float = 0.02  # seconds one way
+    bandwidth: float = 125e6  # bytes per second of the coordinator's link, each way; 0: no limit
+    message_seconds: float = 50e-6  # of the coordinator's processor, for a message that comes, with its answer
+    frame_seconds: float = 75e-6  # for a frame that is sent to one worker
+    between_seconds: float = 1e-3  # journal and shaping, once a generation
+    update_share: float = 0.0  # an update takes this part of what one worker would need to evaluate the population
+    death_rate: float = 0.05  # per worker and hour
+    return_seconds: float = 60.0
+    build_seconds: float = 10.0  # process, job, compilation
+    rebuild_ranges: float = 10.0  # evaluations that a lost range with carry costs
+    lease_seconds: float = 10.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.workers, self.ranges_per_worker, self.pairs_per_range, self.generations) < 1:
+            raise UsageError("expected at least 1 worker, range, pair and generation, got fewer")
+
+    @property
+    def population(self) -> int:
+        """Such that the ranges are equal."""
+        return 2 * self.workers * self.ranges_per_worker * self.pairs_per_range
+
+    @property
+    def ideal_seconds(self) -> float:
+        """Of a generation."""
+        return self.ranges_per_worker * self.range_seconds
+
+    @property
+    def update_seconds(self) -> float:
+        return self.update_share * self.workers * self.ideal_seconds
+
+
+CAUSES: dict[str, dict[str, float]] = {
+    "spread": {"spread": 0.0},
+    "stragglers": {"straggler_share": 0.0},
+    "latency": {"latency": 0.0},
+    "bandwidth": {"bandwidth": 0.0},
+    "processor": {"message_seconds": 0.0, "frame_seconds": 0.0, "between_seconds": 0.0},
+    "update": {"update_share": 0.0},
+    "failures": {"death_rate": 0.0},
+}
+"""In the order in which a waterfall adds them; with what each is switched off."""
+
+
+def without(world: World, *causes: str) -> World:
+    """The world where some causes cost nothing."""
+    return dataclasses.replace(world, **{k: v for cause in causes for k, v in CAUSES[cause].items()})  # type: ignore
+
+
+class Place:
+    """A worker in the simulation: what waits for it, and when it was given up."""
+
+    __slots__ = ("busy", "evaluations", "number", "queue", "rebuilding", "stand_in")
+
+    def __init__(self, number: int, stand_in: StandIn) -> None:
+        self.number, self.stand_in = number, stand_in
+        self.queue: deque[Received] = deque()
+        self.busy = False
+        self.evaluations = 0
+        self.rebuilding: set[Span] = set()
+
+
+class Link:
+    """One direction of the coordinator's network: first come, first served."""
+
+    def __init__(self, bandwidth: float) -> None:
+        self.bandwidth, self.free, self.bytes = bandwidth, 0.0, 0
+
+    def through(self, size: int, now: float) -> float:
+        """When a message that is ready now has passed."""
+        self.bytes += size
+        self.free = max(self.free, now) + (size / self.bandwidth if self.bandwidth else 0.0)
+        return self.free
+
+
+class Simulation:
+    """See the module.
+
+    Args:
+      kind: the coordinator, or another to compare with.
+    """
+
+    def __init__(self, world: World, kind: type[Coordinator] = Coordinator) -> None:
+        self.world = world
+        fleet = fleet_of(
+            workers=world.workers,
+            population=world.population,
+            ranges_per_worker=world.ranges_per_worker,
+            carries=world.carries,
+            lease_seconds=world.lease_seconds,
+        )
+        self.opened = Opened(fleet, kind=kind)
+        self.coordinator = self.opened.coordinator
+        self.now, self._events, self._count = 0.0, [], itertools.count()
+        self.up, self.down = Link(world.bandwidth), Link(world.bandwidth)
+        self.places: dict[int, Place] = {}
+        self._numbers = itertools.count()
+        self._random = random.Random(world.seed)
+        self._inbox: deque[tuple[int, bytes]] = deque()
+        self._busy = self._ending = False
+        self.ends: list[float] = []
+        self.evaluated = 0.0  # seconds of evaluation of all workers, from `begun` on
+        self.deaths = 0
+        self._last: tuple[bytes, Received] = (b"", Received(Message.BYE, 0, 0, b""))
+
+    def run(self) -> dict[str, Any]:
+        """All generations, and what they came to."""
+        for _ in range(self.world.workers):
+            self._connect()
+        self._tick()
+        handled = 0
+        while len(self.ends) <= self.world.generations:
+            self.now, _, call = heapq.heappop(self._events)
+            call()
+            handled += 1
+            if handled > _MOST_EVENTS or self.coordinator.fault is not None:
+                raise RuntimeError(f"no end: {self.coordinator.fault}, {self.coordinator.book.left} ranges left")
+        return self._result()
+
+    def _result(self) -> dict[str, Any]:
+        world, wall = self.world, self.ends[-1] - self.ends[0]
+        generation = wall / world.generations
+        book = self.coordinator.book
+        return {
+            "generation_seconds": generation,
+            "ideal_seconds": world.ideal_seconds,
+            "utilisation": world.ideal_seconds / generation,
+            "evaluating": self.evaluated / (wall * world.workers),  # whether or not the answer was needed
+            "deaths": self.deaths,
+            "resent": book.resent,
+            "duplicates": book.duplicates,
+            "up_bytes": self.up.bytes,
+            "down_bytes": self.down.bytes,
+        }
+
+    def _at(self, when: float, call: Callable[[], None]) -> None:
+        heapq.heappush(self._events, (when, next(self._count), call))  # the count settles ties the same way each time
+
+    # ── workers ──
+
+    def _connect(self) -> None:
+        place = Place(next(self._numbers), StandIn(self.opened.answers))
+        self.places[place.number] = place
+        self.coordinator.connected(place.number)
+        if self.world.death_rate:
+            self._at(self.now + self._random.expovariate(self.world.death_rate / 3600), lambda: self._die(place))
+        self._send_out(self.now)
+
+    def _die(self, place: Place) -> None:
+        if place.number not in self.places:
+            return
+        del self.places[place.number]
+        self.deaths += 1
+        self.coordinator.closed(place.number, "died", self.now)
+        self._send_out(self.now)
+        self._at(self.now + self.world.return_seconds, self._connect)
+
+    def _arrive(self, place: Place, message: Received) -> None:
+        place.queue.append(message)
+        if not place.busy:
+            self._next_of(place)
+
+    def _next_of(self, place: Place) -> None:
+        place.busy = bool(place.queue)
+        if place.busy:
+            message = place.queue.popleft()
+            self._at(self.now + self._takes(place, message), lambda: self._done(place, message))
+
+    def _done(self, place: Place, message: Received) -> None:
+        if place.number not in self.places:
+            return
+        for reply in place.stand_in.take(message):
+            self._at(self.now + self.world.latency, lambda reply=reply: self._on_link(place.number, reply))
+        self._next_of(place)
+
+    def _takes(self, place: Place, message: Received) -> float:
+        """Seconds of a worker for a message."""
+        if message.kind is Message.WORK:
+            return self._evaluation(place, message)
+        if message.kind is Message.FRAME:
+            place.evaluations = 0
+            return self.world.update_seconds
+        if message.kind is Message.REPLAY:
+            place.rebuilding.add(unpack_span(message.body[:8]))
+        return self.world.build_seconds if message.kind is Message.WELCOME and self.ends else 0.0
+
+    def _evaluation(self, place: Place, message: Received) -> float:
+        world, span, stand_in = self.world, unpack_span(message.body), place.stand_in
+        if message.generation != stand_in.generation or stand_in.needs_carry(span):
+            return 0.0
+        # The same numbers whatever else happens, so that worlds can be compared: of the worker's own n-th evaluation.
+        draw = random.Random(hash((world.seed, place.number, message.generation, place.evaluations)))
+        place.evaluations += 1
+        seconds = world.range_seconds * math.exp(draw.gauss(0, 1) * world.spread - world.spread**2 / 2)
+        if draw.random() < world.straggler_share:
+            seconds *= world.straggler_factor
+        if span in place.rebuilding:
+            place.rebuilding.discard(span)
+            seconds += world.rebuild_ranges * world.range_seconds
+        if self.ends:
+            self.evaluated += seconds
+        return seconds
+
+    # ── the coordinator ──
+
+    def _on_link(self, number: int, data: bytes) -> None:
+        self._at(self.up.through(len(data), self.now), lambda: self._received(number, data))
+
+    def _received(self, number: int, data: bytes) -> None:
+        self._inbox.append((number, data))
+        if not self._busy:
+            self._busy = True
+            self._work()
+
+    def _work(self) -> None:
+        """The processor takes the next message, or has nothing to do."""
+        self._busy = bool(self._inbox)
+        if self._busy:
+            self._at(self.now + self.world.message_seconds, self._handle)
+
+    def _handle(self) -> None:
+        number, data = self._inbox.popleft()
+        if number in self.places:
+            self.coordinator.received(number, unpack(data), len(data), self.now)
+        if len(self.ends) == 0 and not self.coordinator._running:
+            self._begin_when_all_are_here()
+        if self.coordinator.is_complete() and not self._ending:
+            self._ending = True
+            self._at(self.now + self.world.between_seconds, self._end_generation)
+        self._at(self._send_out(self.now), self._work)
+
+    def _begin_when_all_are_here(self) -> None:
+        if self.coordinator.ready == self.world.workers:
+            self.coordinator.begin(self.now)
+
+    def _end_generation(self) -> None:
+        self.ends.append(self.now)
+        self._ending = False
+        self.coordinator.finish(frames_of(self.coordinator), self.now, more=True)
+        self._send_out(self.now)
+        self._at(self.now + self.world.update_seconds, self._expect)
+
+    def _expect(self) -> None:
+        self.opened.expect(self.now)
+        if self.coordinator.is_complete() and not self._ending:  # all answers were here before the run's own update
+            self._ending = True
+            self._at(self.now + self.world.between_seconds, self._end_generation)
+        self._send_out(self.now)
+
+    def _tick(self) -> None:
+        self.coordinator.tick(self.now)
+        self._send_out(self.now)
+        self._at(self.now + _TICK_SECONDS, self._tick)
+
+    def _send_out(self, now: float) -> float:
+        """Send what the coordinator has put out; when its processor has done so."""
+        out = self.coordinator.out
+        while out:
+            number, data = out.popleft()
+            for part in [data] if isinstance(data, bytes) else data:
+                message = self._unpacked(part)
+                now += self.world.frame_seconds if message.kind is Message.FRAME else 0.0
+                self._travel(number, message, self.down.through(len(part), now))
+        return now
+
+    def _unpacked(self, data: bytes) -> Received:
+        if data is not self._last[0]:  # a broadcast is the same bytes to everybody
+            self._last = (data, unpack(data))
+        return self._last[1]
+
+    def _travel(self, number: int, message: Received, sent: float) -> None:
+        place = self.places.get(number)
+        if place is not None:
+            self._at(sent + self.world.latency, lambda: self._arrive(place, message))
+
+
+# ── what is asked of it ──
+
+
+def simulate(world: World, kind: type[Coordinator] = Coordinator) -> dict[str, Any]:
+    """The world's generations, simulated."""
+    return Simulation(world, kind).run()
+
+
+def waterfall(world: World) -> dict[str, Any]:
+    """The simulation, and by how much utilisation falls as each cause is added to those before it."""
+    causes = list(CAUSES)
+    before = simulate(without(world, *causes))["utilisation"]
+    found: dict[str, Any] = {"lost": {"protocol": 1 - before}}
+    for k, cause in enumerate(causes):
+        if without(world, cause) == world:  # it costs nothing in this world
+            found["lost"][cause] = 0.0
+            continue
+        result = simulate(without(world, *causes[k + 1 :]))
+        found["lost"][cause] = before - result["utilisation"]
+        before = result["utilisation"]
+    return found | result
