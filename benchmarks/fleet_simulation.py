@@ -14,21 +14,25 @@ costs; what it says of a cause depends on the causes before it. The same seed gi
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import heapq
 import itertools
+import json
 import math
 import random
+import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from stand_ins import Opened, StandIn, fleet_of, frames_of
 
 from eggroll.core.errors import UsageError
 from eggroll.distributed.coordinator import Coordinator, Peer
-from eggroll.distributed.wire import Message, Received, Span, unpack, unpack_span
+from eggroll.distributed.wire import Message, Received, Result, Span, unpack, unpack_span
 from eggroll.runs.environment import environment
 
 _TICK_SECONDS = 0.2
