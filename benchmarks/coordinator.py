@@ -420,6 +420,41 @@ def measure_joining(options: argparse.Namespace) -> list[dict[str, Any]]:
     return found
 
 
+ROWS: list[tuple[str, str, Callable[[dict[str, Any]], str]]] = [
+    ("results per second, fed in the same process", "stateless", lambda row: f"{row['results_per_second']:,.0f}"),
+    ("the same, members carry state", "stateful", lambda row: f"{row['results_per_second']:,.0f}"),
+    ("results per second over loopback sockets", "sockets", lambda row: f"{row['results_per_second']:,.0f}"),
+    ("processor seconds of a generation", "sockets", lambda row: f"{row['processor_seconds']:.4f}"),
+    (
+        "memory of the process with its sockets, MiB; above its start",
+        "sockets",
+        lambda row: f"{row['memory_peak_mib']:.0f}; {row['memory_grown_mib']:.1f}",
+    ),
+    ("`finish`, ms", "stateless", lambda row: f"{row['finish_ms']:.2f}"),
+    ("`tick`, ms", "stateless", lambda row: f"{row['tick_microseconds'] / 1e3:.3f}"),
+    ("`closed`, ms", "stateless", lambda row: f"{row['closed_microseconds'] / 1e3:.3f}"),
+]
+"""The table of docs/scaling.md: what, of which measurement, how it is shown."""
+
+
+def document(result: dict[str, Any], workers: list[int]) -> None:
+    """Print that table in Markdown, and the processor's share as the page derives it."""
+    fed_rows = {
+        flag: {row["workers"]: row for row in result["fed"] if row["carries"] == flag} for flag in (False, True)
+    }
+    # the case with more ranges comes last, and is not meant here
+    socket_rows = {row["workers"]: row for row in reversed(result["sockets"])}
+    rows = {"stateless": fed_rows[False], "stateful": fed_rows[True], "sockets": socket_rows}
+    print(f"| | {' | '.join(f'{count:,}' for count in workers)} |\n|---|{'---|' * len(workers)}")
+    for what, of, shown in ROWS:
+        cells = [shown(rows[of][count]) if count in rows[of] else "" for count in workers]
+        print(f"| {what} | {' | '.join(cells)} |")
+    result_cost, frame_cost = (result["costs"][f"{name}_microseconds"] for name in ("result", "frame"))
+    print(f"c_result = {result_cost:.0f} µs, c_frame = {frame_cost:.0f} µs")
+    for count in workers:
+        print(f"{count:,} workers: {count * (frame_cost + 2 * result_cost) / 1e6:.3g} s of processor a generation")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = {"fed": measure_fed, "sockets": measure_sockets, "wire": measure_wire, "joining": measure_joining}
@@ -434,6 +469,8 @@ def main() -> None:
     result: dict[str, Any] = {name: parts[name](options) for name in wanted}
     if "sockets" in result:
         result["costs"] = costs(result["sockets"], min(1000, max(options.workers)))
+    if {"fed", "sockets"} <= set(result):
+        document(result, options.workers)
     result["environment"] = environment()
     options.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps({"costs": result.get("costs"), "out": str(options.out)}))

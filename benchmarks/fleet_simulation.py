@@ -390,9 +390,7 @@ def variants(world: World) -> dict[str, dict[str, Any]]:
 def points(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """The waterfall of each size and kind of job."""
     causes = ["protocol", *CAUSES]
-    print(
-        "share of the time that is lost to each cause; protocol: what is lost even where nothing costs"
-    )
+    print("share of the time that is lost to each cause; protocol: what is lost even where nothing costs")
     print(f"workers range s  ideal s   took s   used {' '.join(f'{cause:>10}' for cause in causes)}")
     for workers in options.workers:
         for seconds in options.range_seconds:
@@ -411,6 +409,22 @@ def _world(options: argparse.Namespace, workers: int, seconds: float) -> World:
 
 
 _FLAGS = [f for f in dataclasses.fields(World) if f.name not in ("workers", "range_seconds", "carries")]
+
+
+def document(found: list[dict[str, Any]], changed: dict[str, dict[str, dict[str, Any]]]) -> None:
+    """Print both tables in Markdown, as docs/scaling.md has them; shares in per cent."""
+    causes = [cause for cause in CAUSES if any(each["lost"][cause] for each in found)]
+    print(f"| workers | t, s | r·t, s | took, s | utilisation | {' | '.join(causes)} |")
+    print(f"|{'---|' * (5 + len(causes))}")
+    for each in found:
+        world, lost = each["world"], " | ".join(f"{100 * each['lost'][cause]:.1f}" for cause in causes)
+        times = f"{each['ideal_seconds']:g} | {each['generation_seconds']:.2f} | {100 * each['utilisation']:.1f}"
+        print(f"| {world['workers']:,} | {world['range_seconds']:g} | {times} | {lost} |")
+    print(f"\n| changed | {' | '.join(f'{int(workers):,} workers' for workers in changed)} |")
+    print(f"|---|{'---|' * len(changed)}")
+    for name in VARIANTS:
+        shares = [f"{100 * each[name]['utilisation']:.1f}" for each in changed.values()]
+        print(f"| {name} | {' | '.join(shares)} |")
 
 
 def draw(found: list[dict[str, Any]], path: Path) -> None:
@@ -447,6 +461,7 @@ def main() -> None:
     changed = {str(workers): variants(_world(options, workers, 1.0)) for workers in options.variants}
     result = {"points": found, "variants": changed, "environment": environment()}
     (options.out / "fleet_simulation.json").write_text(json.dumps(result, indent=1) + "\n")
+    document(found, changed)
     draw(found, options.out / "fleet_simulation.png")
     print(json.dumps({"simulated": len(found), "seconds": round(time.perf_counter() - started, 1)}))
 
