@@ -428,7 +428,7 @@ def document(found: list[dict[str, Any]], changed: dict[str, dict[str, dict[str,
 
 
 def draw(found: list[dict[str, Any]], path: Path) -> None:
-    """Utilisation against workers, a line for each kind of job; dashed: where only network and coordinator cost time."""
+    """Utilisation against workers, a line for each kind of job; dashed: only network and coordinator cost time."""
     import matplotlib
 
     matplotlib.use("Agg")
