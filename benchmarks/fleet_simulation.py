@@ -434,7 +434,7 @@ def draw(found: list[dict[str, Any]], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    figure, axis = plt.subplots(figsize=(7, 5), layout="constrained")
     for k, seconds in enumerate(sorted({each["world"]["range_seconds"] for each in found})):
         line = [each for each in found if each["world"]["range_seconds"] == seconds]
         workers = [each["world"]["workers"] for each in line]
@@ -443,7 +443,7 @@ def draw(found: list[dict[str, Any]], path: Path) -> None:
         axis.plot(workers, network, f"C{k}s--", label=f"{seconds:g} s, only network and coordinator")
     axis.set(xscale="log", xlabel="workers", ylabel="utilisation", ylim=(0, 1.02))
     axis.grid(alpha=0.3)
-    axis.legend(fontsize="small")
+    figure.legend(loc="outside lower center", ncols=2, fontsize="small")
     figure.savefig(path, dpi=120)
 
 
