@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo test lint bench speed laws scaling kill fuzz journal clean
+.PHONY: demo test lint bench speed laws scaling kill fuzz journal coordinator fleet-simulation clean
 
 demo: $(VENV)/.core
 	$(BIN)/eggroll pretrain --preset demo --run-dir $(DEMO)
@@ -40,6 +40,12 @@ fuzz: $(VENV)/.core
 
 journal: $(VENV)/.core
 	$(BIN)/python benchmarks/journal.py
+
+coordinator: $(VENV)/.core
+	$(BIN)/python benchmarks/coordinator.py
+
+fleet-simulation: $(VENV)/.core
+	$(BIN)/python benchmarks/fleet_simulation.py
 
 $(VENV)/.core: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("eggroll needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; set PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'

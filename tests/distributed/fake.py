@@ -33,7 +33,7 @@ def evaluate(state, generation, first, pairs):
     return Part(values, np.array([pairs, int(mixed.sum())], np.int64), after)
 
 
-def combine(values, tallies, state):
+def combine(values, tallies, state, generation):
     members, total = (int(sum(column)) for column in zip(*tallies, strict=True))
     return Evaluated(values, None, {"fitness_mean": total / members}, state.shared)
 
@@ -66,7 +66,7 @@ def job(carries=True, generations=6, **settings):
 
     def whole(state, generation):
         part = evaluate(state, generation, 0, PAIRS)
-        return combine(part.values, [part.tally], state)._replace(carry=part.carry)
+        return combine(part.values, [part.tally], state, generation)._replace(carry=part.carry)
 
     return Job(
         name="fake",

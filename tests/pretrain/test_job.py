@@ -194,7 +194,7 @@ def test_ranges_come_to_what_the_whole_population_does(data, cuts):
         parts.append(part)
     whole = job.evaluate(state._replace(carry=job.evaluate(state, 0).carry), 1)
     values = np.concatenate([part.values for part in parts])
-    found = work.combine(values, [part.tally for part in parts], state)
+    found = work.combine(values, [part.tally for part in parts], state, 1)
     np.testing.assert_array_equal(found.weights, whole.weights)
     assert found.metrics == whole.metrics
     carry = np.concatenate([np.asarray(part.carry) for part in parts], axis=2)

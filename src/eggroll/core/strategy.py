@@ -128,6 +128,7 @@ class EvolutionStrategy:
         self._placement = Placement(mesh)
         self._init = jax.jit(self._start, static_argnames="layout")
         self._step = jax.jit(self._evaluate_and_update, static_argnames=("fitness", "has_aux", "layout"))
+        self._range = jax.jit(self._evaluate_range, static_argnames=("fitness", "has_aux", "pairs"))
         self._weigh = jax.jit(self._evaluate_and_weigh, static_argnames=("fitness", "has_aux"))
         self._weigh_scores = jax.jit(self._summarise_and_weigh)
         self._tell = jax.jit(self._update, static_argnames="layout")
@@ -254,6 +255,40 @@ class EvolutionStrategy:
         result: tuple[Array, Info, Evaluation] = self._weigh(state, args, carry, fitness=fitness, has_aux=has_aux)
         return result
 
+    def evaluate_range(
+        self,
+        state: State,
+        fitness: Callable[..., Any],
+        *args: Any,
+        first_pair: int,
+        pairs: int,
+        carry: Any = None,
+        has_aux: bool = False,
+    ) -> Evaluation:
+        """Evaluate some pairs on one device, whoever evaluates the others; `weigh` joins what they come to.
+
+        Args:
+          fitness, args: as in `step`.
+          first_pair, pairs: which; compiled once for each number of pairs.
+          carry: with a leading axis of the 2·pairs members of the range.
+        Raises:
+          ValueError: as `step`; or the range is not within the population.
+        """
+        if not 0 <= first_pair <= first_pair + pairs <= self.population_size // 2 or pairs < 1:
+            raise ValueError(
+                f"expected a range within {self.population_size // 2} pairs, got {pairs} from {first_pair}; choose "
+                "one of these"
+            )
+        self._known_trees.check(state.params)
+        settings = {"fitness": fitness, "has_aux": has_aux, "pairs": pairs}
+        result: Evaluation = self._range(state, args, jax.tree.map(strong, carry), jnp.int32(first_pair), **settings)
+        return result
+
+    def weigh(self, state: State, fitnesses: Any) -> tuple[Float[Array, " pairs"], Info]:
+        """What `evaluate` returns first, of the fitness of all members in order, (members,) or (members, prompts)."""
+        weights, info = self._weigh_scores(jnp.asarray(fitnesses, jnp.float32), state.generation)
+        return weights, info
+
     def update(self, state: State, weights: Any) -> State:
         """The second half of `step`: one update from the weights of pairs, whoever has kept or sent them.
 
@@ -349,21 +384,36 @@ class EvolutionStrategy:
     ) -> Evaluation:
         """The first `pairs` pairs of the population."""
         on = evaluate if self.mesh is None else functools.partial(evaluate_on, self.mesh)
-        result: Evaluation = on(
-            fitness,
-            self.plan(state.params),
-            state.params,
-            jnp.arange(pairs, dtype=jnp.int32),
-            args,
-            seed=state.seed,
-            generation=state.generation,
-            sigma=self._sigma_at(state.generation),
-            setting=self._setting(pairs),
-            noise_generation=self._noise_generation(state),
-            carry=carry,
-            has_aux=has_aux,
-        )
+        settings = self._evaluation_settings(state, pairs, carry, has_aux)
+        plan, indices = self.plan(state.params), jnp.arange(pairs, dtype=jnp.int32)
+        result: Evaluation = on(fitness, plan, state.params, indices, args, **settings)
         return result
+
+    def _evaluate_range(
+        self,
+        state: State,
+        args: Any,
+        carry: Any,
+        first: Array,
+        *,
+        pairs: int,
+        fitness: Callable[..., Any],
+        has_aux: bool,
+    ) -> Evaluation:
+        settings = self._evaluation_settings(state, pairs, carry, has_aux)
+        indices = first + jnp.arange(pairs, dtype=jnp.int32)
+        return evaluate(fitness, self.plan(state.params), state.params, indices, args, **settings)
+
+    def _evaluation_settings(self, state: State, pairs: int, carry: Any, has_aux: bool) -> dict[str, Any]:
+        return {
+            "seed": state.seed,
+            "generation": state.generation,
+            "sigma": self._sigma_at(state.generation),
+            "setting": self._setting(pairs),
+            "noise_generation": self._noise_generation(state),
+            "carry": carry,
+            "has_aux": has_aux,
+        }
 
     def _setting(self, pairs: int) -> Setting:
         return Setting(self.population_size, self.group_size, min(self._chunk_pairs or pairs, pairs))

@@ -77,6 +77,7 @@ class Coordinator:
         self._unverified: list[tuple[int, Callable[[float], None]]] = []  # what workers said before it was known
         self._state: RunState | None = None  # at the generation, once the fingerprint is known
         self._deaths: dict[int, int] = {}
+        self._usual = 0.0  # seconds from hand-out to answer
         self._running = False
         self._handlers = {
             Message.HELLO: self._hello,
@@ -149,7 +150,7 @@ class Coordinator:
                     f"{self._deaths[index]} that died over it; see the workers' own words, then go on with --resume"
                 )
         self.carry.forget(number, now)
-        self._hand_out_all(now)
+        self._hand_out_free(now)
 
     def tick(self, now: float) -> None:
         """Time has passed: leases that ran out."""
@@ -160,7 +161,7 @@ class Coordinator:
                 f"worker {name} is late with pairs {span.first:,} to {span.first + span.pairs - 1:,}; others get them"
             )
         self.carry.tick(now)
-        self._hand_out_all(now)
+        self._hand_out_free(now)
 
     # ── what the run tells ──
 
@@ -262,7 +263,11 @@ class Coordinator:
             self.carry.need(peer, self._index(span), now)
 
     def _synchronise(self, peer: Peer) -> None:
-        """Send the newest base and the frames since; what is finished from now on follows of itself."""
+        """Send the newest base and the frames since, or the state itself; what is finished later follows of itself."""
+        state = self._state
+        if state is not None and self.history.outweighs(state):
+            self.outbox.stream(peer, self.history.state_messages(self.generation, lambda: state, NO_SPAN))
+            return
         self.outbox.stream(peer, self.history.messages(NO_SPAN))
         for generation, frames in self.history.numbered():
             self.outbox.send(peer, Message.FRAME, frames, generation)
@@ -300,7 +305,7 @@ class Coordinator:
         peer.stage, peer.asked = "syncing", {}
         messages = self.history.state_messages(self.generation, lambda: state, NO_SPAN)
         self.outbox.stream(peer, messages)
-        self._hand_out_all(now)
+        self._hand_out_free(now)
 
     def _send_away(self, peer: Peer, why: str) -> None:
         self.outbox.send(peer, Message.BYE, pack_json({"why": why}))
@@ -312,8 +317,14 @@ class Coordinator:
     # ── ranges ──
 
     def _hand_out_all(self, now: float) -> None:
-        for peer in self.peers.values():
-            self._hand_out(peer, now)
+        for number in list(self.book.idle):
+            if number in self.peers:
+                self._hand_out(self.peers[number], now)
+
+    def _hand_out_free(self, now: float) -> None:
+        """What has become anybody's; nothing to do, at any number of workers, where nothing has."""
+        if self._running and self.book.has_free:
+            self._hand_out_all(now)
 
     def _hand_out(self, peer: Peer, now: float) -> None:
         while self._running and peer.stage == "ready":
@@ -324,8 +335,9 @@ class Coordinator:
             self.outbox.send(peer, Message.WORK, pack_span(self.fleet.spans[index]))
 
     def _lease(self, peer: Peer) -> float:
+        """Three times what a range takes the fleet from hand-out to answer, and at least what the run was told."""
         least = self.fleet.lease_seconds
-        return max(least, 4 * self.book.depth * peer.seconds) if peer.seconds else FIRST_LEASE * least
+        return max(least, 3 * self._usual) if peer.has_answered else FIRST_LEASE * least
 
     def _index(self, span: Span) -> int:
         index = self.book.index.get(span)
@@ -359,8 +371,9 @@ class Coordinator:
     def _count(self, peer: Peer, index: int, result: Result, now: float) -> None:
         """An answer counts where it is the first."""
         begun = peer.asked.pop(index, None)
-        if begun is not None and now > begun:
-            peer.seconds = (now - begun) if not peer.seconds else 0.7 * peer.seconds + 0.3 * (now - begun)
+        if begun is not None and peer.has_answered:  # the first, for which it compiles, is no measure
+            self._usual = 0.95 * self._usual + 0.05 * (now - begun) if self._usual else now - begun
+        peer.has_answered = True
         before = self.book.keeper[index]
         if not self.book.answer(index, peer.number):
             return

@@ -64,13 +64,13 @@ class _Evaluation:
 
     def _wait(self, done: Callable[[], bool], seconds: float, what: str) -> bool:
         """Until `done`, which is asked with the lock held; False after `seconds` in which no worker was there."""
-        empty_since = time.monotonic()
+        empty_since = looked_at = time.monotonic()
         while not done():
             if self.coordinator.fault is not None:
                 raise self.coordinator.fault
             now = time.monotonic()
-            if self.coordinator.ready:
-                empty_since = now
+            if now - looked_at > 0.5:  # counting takes a while where there are ten thousand
+                looked_at, empty_since = now, now if self.coordinator.ready else empty_since
             if now - empty_since > seconds:
                 raise RunError(f"expected workers {what}, got none for {seconds:g} s; start some, go on with --resume")
             self.server.lock.wait(0.5)
@@ -88,7 +88,7 @@ class _Evaluation:
             self._wait(self.coordinator.is_complete, EMPTY_SECONDS, f"for generation {generation}")
             results = [self.coordinator.results[index] for index in range(len(self.coordinator.fleet.spans))]
         values = np.concatenate([result.values for result in results])
-        evaluated = self.work.combine(values, [result.tally for result in results], state)
+        evaluated = self.work.combine(values, [result.tally for result in results], state, generation)
         self._evaluated = evaluated._replace(carry=None if self.work.start_carry is None else Away())
         return self._evaluated
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import jax
+
 from eggroll.distributed.streams import NO_SPAN, stream
 from eggroll.distributed.wire import COUNTED, Message, Span, Tree, pack, pack_span
 from eggroll.runs.job import RangeWork, RunState
@@ -48,7 +50,7 @@ class Peer:
     nonce: bytes
     name: str = ""
     stage: str = "stranger"  # "building", "syncing", "ready", "dismissed"
-    seconds: float = 0.0  # of its last range; 0: none yet
+    has_answered: bool = False
     asked: dict[int, float] = field(default_factory=dict)  # range → when it was leased
     steps: int = 0  # times in a row that it was out of step
     up: int = 0  # bytes since the last generation ended, each way
@@ -121,6 +123,11 @@ class History:
     def numbered(self) -> Iterator[tuple[int, bytes]]:
         """The frames since the base, each with its generation."""
         return enumerate(self.frames, start=self.base or 0)
+
+    def outweighs(self, state: RunState) -> bool:
+        """Whether the frames since the base, and the updates that they cost, are more than the state itself."""
+        leaves = jax.tree.leaves((state.parameters, state.optimizer, state.shared))
+        return sum(leaf.nbytes for leaf in leaves) < 4 * sum(map(len, self.frames))
 
     def messages(self, span: Span) -> Iterator[bytes]:
         """The base for a worker: for itself, or for the range that it is to rebuild."""

@@ -35,6 +35,7 @@ class Book:
     Attributes:
       owner: to whom each range is given first, or NOBODY.
       keeper: who has the carry of each range, or NOBODY; another than the owner where a range has just moved.
+      idle: workers that may have room for another range.
       resent, duplicates: leases that ran out, and answers that came second, since the start.
     """
 
@@ -57,6 +58,7 @@ class Book:
         self._leases: dict[int, dict[int, float]] = defaultdict(dict)
         self._deadlines: list[tuple[float, int, int]] = []
         self._held = {worker: set() for worker in self._held}
+        self.idle = dict.fromkeys(self._held)
         self._own: dict[int, deque[int]] = {}
         self._todo: deque[int] = deque()
         if self.sticky:
@@ -109,12 +111,14 @@ class Book:
     def join(self, worker: int) -> None:
         """A worker that may be given ranges."""
         self._held.setdefault(worker, set())
+        self.idle[worker] = None
         self.owned.setdefault(worker, set())
         self._kept.setdefault(worker, set())
 
     def leave(self, worker: int) -> list[int]:
         """A worker is gone, or its answers cannot be used: what it held is anybody's. Returns what it held."""
         self.late.discard(worker)
+        self.idle.pop(worker, None)
         held = sorted(self._held.pop(worker, set()))
         for number in held:
             self._leases[number].pop(worker, None)
@@ -129,14 +133,28 @@ class Book:
 
     def alive(self, worker: int) -> None:
         """A late worker has spoken: it may be given ranges again."""
-        self.late.discard(worker)
+        if worker in self.late:
+            self.late.discard(worker)
+            self._has_room(worker)
 
     # ── ranges ──
+
+    @property
+    def has_free(self) -> bool:
+        """Whether a range is anybody's."""
+        while self._todo and self._done[self._todo[0]]:
+            self._todo.popleft()
+        return bool(self._todo)
+
+    def _has_room(self, worker: int) -> None:
+        if worker in self._held:
+            self.idle[worker] = None
 
     def next_for(self, worker: int, deadline: float) -> int | None:
         """Lease the next range to a worker until `deadline`; None where there is none for it now."""
         held = self._held.get(worker)
         if held is None or len(held) >= self.depth or worker in self.late:
+            self.idle.pop(worker, None)
             return None
         number = self._pop(self._own.get(worker), worker)
         if number is None:
@@ -148,11 +166,16 @@ class Book:
         return number
 
     def _pop(self, queue: deque[int] | None, worker: int) -> int | None:
-        while queue:
+        found, its_own = None, []
+        while queue and found is None:
             number = queue.popleft()
-            if not self._done[number] and worker not in self._leases[number]:
-                return number
-        return None
+            if worker in self._leases.get(number, ()):
+                its_own.append(number)  # it is late with this one, which stays anybody else's
+            elif not self._done[number]:
+                found = number
+        if queue is not None:
+            queue.extendleft(number for number in reversed(its_own) if not self._done[number])
+        return found
 
     def extend(self, worker: int, number: int, deadline: float) -> None:
         """A lease lasts longer, since something must be done first."""
@@ -178,6 +201,7 @@ class Book:
         """Note an answer; True where it is the first, and so the one that counts."""
         self.alive(worker)
         self._held.get(worker, set()).discard(number)
+        self._has_room(worker)
         if self._done[number]:
             self.duplicates += 1
             return False
@@ -185,6 +209,7 @@ class Book:
         self.left -= 1
         for other in self._leases.pop(number, {}):
             self._held.get(other, set()).discard(number)
+            self._has_room(other)
         if self.sticky and worker in self.owned:
             self._own_by(number, worker)
             self._keep_by(number, worker)

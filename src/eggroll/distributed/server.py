@@ -77,6 +77,7 @@ class Server:
     def __init__(self, coordinator: Coordinator, address: tuple[str, int]) -> None:
         self.coordinator, self.lock = coordinator, threading.Condition()
         self._connections: dict[int, _Connection] = {}
+        self._full: dict[int, _Connection] = {}  # those whose socket took no more
         self._count = 0
         try:
             family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
@@ -200,6 +201,7 @@ class Server:
             self._drop(connection, str(error))
 
     def _drop(self, connection: _Connection, why: str) -> None:
+        self._full.pop(connection.number, None)
         if self._connections.pop(connection.number, None) is not None:
             self._selector.unregister(connection.socket)
             connection.socket.close()
@@ -214,8 +216,8 @@ class Server:
                 connection.put(data)
                 touched[number] = connection
                 self._flush(connection)
-        for connection in list(self._connections.values()):
-            if connection.number not in touched and (connection.current or connection.queue):
+        for connection in list(self._full.values()):
+            if connection.number not in touched:
                 self._flush(connection)
         for number, why in list(self.coordinator.closing.items()):
             connection = self._connections.get(number)
@@ -236,6 +238,10 @@ class Server:
         if connection.waiting > QUEUE_LIMIT:
             self._drop(connection, f"more than {QUEUE_LIMIT:,} bytes wait for it")
             return
+        if left:
+            self._full[connection.number] = connection
+        else:
+            self._full.pop(connection.number, None)
         events = selectors.EVENT_READ | (selectors.EVENT_WRITE if left else 0)
         if self._selector.get_key(connection.socket).events != events:
             self._selector.modify(connection.socket, events, connection)

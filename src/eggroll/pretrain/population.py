@@ -70,7 +70,7 @@ def range_work(config: PretrainConfig, lanes: Lanes) -> RangeWork:
         )
         return Part(np.asarray(signs), tally(np.asarray(likelihood)), carry)
 
-    def combine(values: np.ndarray, tallies: Sequence[np.ndarray], state: RunState) -> Evaluated:
+    def combine(values: np.ndarray, tallies: Sequence[np.ndarray], state: RunState, generation: int) -> Evaluated:
         return Evaluated(values, None, population_metrics(tallies, config.seq_len), state.shared)
 
     return RangeWork(

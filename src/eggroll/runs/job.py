@@ -73,8 +73,8 @@ class RangeWork(NamedTuple):
 
     evaluate: Callable[[RunState, int, int, int], Part]
     """(state with the carry of that range, generation, first pair, pairs); may use up the carry's buffers."""
-    combine: Callable[[np.ndarray, Sequence[np.ndarray], RunState], Evaluated]
-    """(values of all pairs in order, tallies of the ranges in order, state) → weights, metrics, shared state."""
+    combine: Callable[[np.ndarray, Sequence[np.ndarray], RunState, int], Evaluated]
+    """(values of all pairs in order, tallies of the ranges in order, state, generation) → weights, metrics, shared."""
     start_carry: Callable[[int, int], Any] | None
     """(first pair, pairs) → carry at generation 0; None: the evaluation keeps nothing for each member."""
     cut: Callable[[Any, int, int], Any] = lambda carry, first, pairs: carry

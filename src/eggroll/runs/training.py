@@ -16,7 +16,7 @@ from eggroll.core.errors import UsageError
 from eggroll.core.state import Info, State
 from eggroll.core.strategy import EvolutionStrategy
 from eggroll.runs.folder import RunFolder
-from eggroll.runs.job import Evaluated, Job, Learner, RunState
+from eggroll.runs.job import Evaluated, Job, Learner, Part, RangeWork, RunState
 from eggroll.runs.journal import Journal
 from eggroll.runs.loop import Outcome, run
 from eggroll.runs.metrics import Metrics
@@ -230,10 +230,55 @@ def _evaluator(
     return evaluate
 
 
+def range_work(
+    es: EvolutionStrategy,
+    seed: Any,
+    fitness: Callable[..., Any],
+    arguments: Callable[[int], tuple[Any, ...]],
+    *,
+    start_carry: Callable[[int, int], Any] | None = None,
+    aux: Sequence[str] = (),
+) -> RangeWork:
+    """A strategy's evaluation in ranges of pairs, for a fleet (see `distributed.fleet`): what a float job is made of.
+
+    Args:
+      es: with a chunk size, the same at every worker.
+      seed: the two words of the run's seed.
+      fitness, arguments: as `fitness` and `batches` of `train`.
+      start_carry: (first pair, pairs) → carry of these members at generation 0, with a leading axis of members.
+      aux: names of the numbers that fitness returns last; their means are metrics.
+    """
+
+    def evaluate(state: RunState, generation: int, first_pair: int, pairs: int) -> Part:
+        own = State(state.parameters, state.optimizer, seed, jnp.int32(generation))
+        span = {"first_pair": first_pair, "pairs": pairs}
+        result = es.evaluate_range(own, fitness, *arguments(generation), carry=state.carry, has_aux=bool(aux), **span)
+        sums = [float(np.asarray(result.aux[name]).sum(dtype=np.float64)) for name in aux]
+        return Part(np.asarray(result.fitness).reshape(pairs, -1), np.array([2 * pairs, *sums]), result.carry)
+
+    def combine(values: np.ndarray, tallies: Sequence[np.ndarray], state: RunState, generation: int) -> Evaluated:
+        own = State(state.parameters, state.optimizer, seed, jnp.int32(generation))
+        weights, info = es.weigh(own, values.reshape(es.population_size, *values.shape[2:]))
+        members, *sums = np.sum(tallies, axis=0)
+        means = {name: float(total / members) for name, total in zip(aux, sums, strict=True)}
+        return Evaluated(np.asarray(weights), None, _info_metrics(info) | means, state.shared)
+
+    def cut(carry: Any, first_pair: int, pairs: int) -> Any:
+        return jax.tree.map(lambda leaf: leaf[2 * first_pair : 2 * (first_pair + pairs)], carry)
+
+    def join(carries: Sequence[Any]) -> Any:
+        return jax.tree.map(lambda *parts: np.concatenate([np.asarray(part) for part in parts]), *carries)
+
+    return RangeWork(evaluate, combine, start_carry, cut, join)
+
+
 def _metrics(info: Info, aux: Any) -> Metrics:
+    return _info_metrics(info) | {name: float(np.mean(value)) for name, value in (aux or {}).items()}
+
+
+def _info_metrics(info: Info) -> Metrics:
     names = ("fitness_mean", "fitness_max", "fitness_min", "fitness_std", "sigma")
-    own = {name: float(getattr(info, name)) for name in names} | {"nan_count": int(info.nan_count)}
-    return own | {name: float(np.mean(value)) for name, value in (aux or {}).items()}
+    return {name: float(getattr(info, name)) for name in names} | {"nan_count": int(info.nan_count)}
 
 
 def _as_state(state: RunState, seed: Any, generation: int) -> State:
