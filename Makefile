@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo test lint bench speed laws scaling kill fuzz journal coordinator fleet-simulation clean
+.PHONY: demo test lint bench speed laws scaling kill fuzz journal coordinator fleet fleet-simulation clean
 
 demo: $(VENV)/.core
 	$(BIN)/eggroll pretrain --preset demo --run-dir $(DEMO)
@@ -43,6 +43,11 @@ journal: $(VENV)/.core
 
 coordinator: $(VENV)/.core
 	$(BIN)/python benchmarks/coordinator.py
+
+fleet: $(VENV)/.test
+	$(BIN)/python benchmarks/fleet.py faults
+	$(BIN)/python benchmarks/fleet.py faults --ray
+	$(BIN)/python benchmarks/fleet.py speed
 
 fleet-simulation: $(VENV)/.core
 	$(BIN)/python benchmarks/fleet_simulation.py
