@@ -22,7 +22,7 @@ from eggroll.core.errors import UsageError
 
 STATUS_BAD_INPUT = 2
 _LISTED = ("jax", "jaxlib", "optax", "orbax-checkpoint", "numpy", "tyro", "rich", "matplotlib", "jaxtyping")
-_EXTRAS = {"hf": ("datasets",), "track": ("tensorboardX", "wandb")}
+_EXTRAS = {"hf": ("datasets",), "ray": ("ray",), "track": ("tensorboardX", "wandb")}
 
 
 def pretrain(arguments: Sequence[str]) -> int:
