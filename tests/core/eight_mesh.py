@@ -14,7 +14,6 @@ import eggroll
 from eggroll.core.draws import noise_bytes
 from eggroll.core.mesh import device_mesh, gathered, local_copy, place
 
-WAYS = ("redraw", "reduce", "rows")
 RNG = np.random.default_rng(0)
 PARAMS = {
     "b": jnp.zeros(6),
@@ -24,7 +23,7 @@ PARAMS = {
 }
 SHARDED = {"w": P("model"), "layers": P(None, None, "model")}
 X = jnp.asarray(RNG.normal(size=(4, 5, 8)), jnp.float32)
-LAYOUTS = [(8, 1, {}), (4, 2, SHARDED)]
+CASES = [(8, 1, {}, "reduce"), (8, 1, {}, "rows"), *((4, 2, SHARDED, way) for way in ("redraw", "reduce", "rows"))]
 DISTRIBUTION = eggroll.LowRank(2, stacked={"layers": 1})
 
 
@@ -65,8 +64,7 @@ def specs_of(state):
     return [leaf.sharding.spec for leaf in jax.tree.leaves(state)]
 
 
-@pytest.mark.parametrize("update", WAYS)
-@pytest.mark.parametrize(("members", "model", "specs"), LAYOUTS)
+@pytest.mark.parametrize(("members", "model", "specs", "update"), CASES)
 def test_results_are_those_of_one_device_and_nothing_is_compiled_again(members, model, specs, update):
     mesh = device_mesh(members, model)
     es = strategy(mesh, update=update)

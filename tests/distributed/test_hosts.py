@@ -7,6 +7,7 @@ import shutil
 import signal
 import time
 
+import numpy as np
 import pytest
 
 from eggroll.integer import model
@@ -161,12 +162,15 @@ import jax, jax.numpy as jnp, numpy as np, optax
 address = f"127.0.0.1:{sys.argv[1]}"
 jax.distributed.initialize(address, 2, int(sys.argv[2]), coordinator_bind_address=address)
 import eggroll
-es = eggroll.EvolutionStrategy(optax.sgd(0.1), population_size=32, sigma=0.1)
-start = {"w": np.ones((4, 3), np.float32)}
-fitness = lambda params, key: jnp.sum(jnp.ones(4) @ params["w"])
+es = eggroll.EvolutionStrategy(optax.sgd(0.1), population_size=32, sigma=0.1, mesh=eggroll.device_mesh())
+start, carry = {"w": np.ones((4, 3), np.float32)}, np.arange(32, dtype=np.float32)
+def fitness(params, key, carry):
+    y = jnp.sum(jnp.ones(4) @ params["w"])
+    return y + 0.1 * carry, (carry + 1) % 5, {"size": y}
 for generations in (3, 6):
     state, summary = eggroll.train(
-        es, start, fitness, generations=generations, run_dir=f"library-{sys.argv[2]}", resume=generations > 3
+        es, start, fitness, generations=generations, run_dir=f"library-{sys.argv[2]}", resume=generations > 3,
+        carry=carry, has_aux=True,
     )
 print(json.dumps([summary["generations"], summary["resumed_at"], np.asarray(state.params["w"]).tolist()]))
 jax.distributed.shutdown()
@@ -180,5 +184,8 @@ def test_a_users_own_processes(processes):
     pair = [processes.start("library.py", str(port), str(process)) for process in range(2)]
     first, second = map(ended, pair)
     assert first[0] == second[0] == 0, (first[2], second[2])
-    assert first[1] == second[1] and json.loads(first[1])[:2] == [6, 3]
+    own, other = (out.splitlines()[-1] for _, out, _ in (first, second))  # gloo talks before it
+    assert own == other and json.loads(own)[:2] == [6, 3]
+    lines = (processes.folder / "library-0" / "metrics.jsonl").read_text().splitlines()
+    assert [np.isfinite(json.loads(line)["size"]) for line in lines] == [True] * 6
     assert (processes.folder / "library-0").is_dir() and not (processes.folder / "library-1").exists()

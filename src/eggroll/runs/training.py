@@ -13,6 +13,7 @@ import numpy as np
 from eggroll.core import noise
 from eggroll.core.distribution import leaf_paths
 from eggroll.core.errors import UsageError
+from eggroll.core.mesh import gathered, spans_processes
 from eggroll.core.state import Info, State
 from eggroll.core.strategy import EvolutionStrategy
 from eggroll.runs.folder import RunFolder
@@ -91,7 +92,7 @@ def train(
     folder = RunFolder.open(Path(run_dir)) if resume and run_dir is not None and leads else None
     recorded = told(peers, None if folder is None else recorded_config(folder))
     state = es.init(params, seed)
-    if leads:
+    if leads or es.mesh is not None:  # on a mesh it takes all processes to find out
         es = _with_chunk(es, recorded, state, fitness, arguments(0), carry, has_aux)
     chunk = told(peers, es.chunk_size)
     es = es if es.chunk_size == chunk else es.with_chunk_size(chunk)
@@ -112,6 +113,7 @@ def train(
         carry=carry,
         trackers=tuple(track),
         log_every=log_every,
+        gather=lambda state: state._replace(carry=_here(es, state.carry)),
     )
     check_alike(peers, job)
     if folder is not None:
@@ -225,9 +227,14 @@ def _evaluator(
         own = State(state.parameters, state.optimizer, seed, jnp.int32(generation))
         result = es.evaluate(own, fitness, *arguments(generation), carry=state.carry, has_aux=has_aux)
         weights, info, evaluation = result
-        return Evaluated(np.asarray(weights), evaluation.carry, _metrics(info, evaluation.aux))
+        return Evaluated(np.asarray(weights), evaluation.carry, _metrics(info, _here(es, evaluation.aux)))
 
     return evaluate
+
+
+def _here(es: EvolutionStrategy, tree: Any) -> Any:
+    """A tree of which other processes hold a part, whole."""
+    return gathered(es.mesh, tree) if es.mesh is not None and spans_processes(es.mesh) else tree
 
 
 def range_work(
