@@ -204,14 +204,18 @@ class Box:
     def print(self):
         return fingerprint((self.state.parameters, self.state.optimizer, self.state.shared))
 
-    def end_generation(self, more=True):
-        """Everything is answered: weights, frames, update; returns the weights."""
+    def end_generation(self, more=True, meanwhile=0):
+        """Everything is answered: weights, frames, update; returns the weights.
+
+        `meanwhile` messages move before the run has made its own update, as they do where that takes a while.
+        """
         assert self.coordinator.is_complete(), self.said
         results = [self.coordinator.results[index] for index in range(len(self.coordinator.fleet.spans))]
         weights = np.concatenate([result.values for result in results])
         generation = self.coordinator.generation
         frames = pack_frame(Frame(Kind.TERNARY, generation, encode_weights(Kind.TERNARY, weights)))
         self.traffic = self.coordinator.finish(frames, self.now, more=more)
+        self.pump(rounds=meanwhile)
         self.state = step(self.job, self.state, weights, generation)
         self.coordinator.expect(self.print(), self.state, self.now)
         return weights

@@ -12,7 +12,7 @@ from eggroll.distributed.worker import Worker
 from tests.distributed.fake import Box, Drifting, alone, sent_kinds
 
 
-def run(box, generations, *, snapshots=(), before=lambda generation: None):
+def run(box, generations, *, snapshots=(), before=lambda generation: None, meanwhile=0):
     """Generations to their end; `before` stirs. Returns the weights of each."""
     found = []
     for generation in range(generations):
@@ -23,7 +23,7 @@ def run(box, generations, *, snapshots=(), before=lambda generation: None):
                 break
             box.wait(200)
             box.pump()
-        found.append(box.end_generation(more=generation + 1 < generations))
+        found.append(box.end_generation(more=generation + 1 < generations, meanwhile=meanwhile))
         if generation + 1 in snapshots:
             box.snapshot()
     box.pump()
@@ -51,6 +51,17 @@ def test_a_fleet_runs_as_one_process_does(workers, carries):
     for worker in box.workers.values():
         np.testing.assert_array_equal(worker.state.parameters["w"], state.parameters["w"])
     assert box.coordinator.traffic.resynchronised == box.coordinator.traffic.lost_workers == 0
+
+
+@pytest.mark.parametrize("carries", [True, False])
+def test_answers_that_come_before_the_run_s_own_update_are_not_forgotten(carries):
+    """All that one worker may hold is answered before it is known what the answers must carry."""
+    box = Box(ranges=7, carries=carries)
+    box.join()
+    box.open()
+    found = run(box, 4, meanwhile=10**6)
+    check(box, found, carries)
+    assert box.now == 0  # nothing had to run out
 
 
 def test_ranges_stay_with_their_workers_and_are_shared_out():
@@ -254,7 +265,8 @@ def test_any_mishaps_in_any_order_leave_the_run_as_it_is(data):
             if box.coordinator.is_complete():
                 break
             box.wait(500)
-        found.append(box.end_generation(more=generation + 1 < generations))
+        meanwhile = data.draw(st.sampled_from([0, 1, 5, 10**6]), "meanwhile")
+        found.append(box.end_generation(more=generation + 1 < generations, meanwhile=meanwhile))
         if data.draw(st.booleans(), "snapshot"):
             box.frozen.clear()
             if not box.workers:

@@ -195,6 +195,7 @@ class Coordinator:
         for number, verify in waiting:
             if number in self.peers:
                 verify(now)
+        self._hand_out_all(now)  # to those whose answers have waited
 
     def is_complete(self) -> bool:
         """Whether every range of the generation has its answer."""
@@ -337,7 +338,7 @@ class Coordinator:
     def _lease(self, peer: Peer) -> float:
         """Three times what a range takes the fleet from hand-out to answer, and at least what the run was told."""
         least = self.fleet.lease_seconds
-        return max(least, 3 * self._usual) if peer.has_answered else FIRST_LEASE * least
+        return max(least, 3 * self._usual) if peer.has_answered and self._usual else FIRST_LEASE * least
 
     def _index(self, span: Span) -> int:
         index = self.book.index.get(span)

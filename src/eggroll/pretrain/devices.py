@@ -21,6 +21,8 @@ def mesh_of(config: PretrainConfig) -> Mesh | None:
     Raises:
       UsageError: there are not as many devices, or the pairs do not divide over those of several processes.
     """
+    if config.is_fleet:
+        return None  # its workers are the devices
     pairs, present, processes = config.population_size // 2, jax.device_count(), jax.process_count()
     if config.devices != "auto" and config.devices > present:
         raise UsageError(

@@ -73,8 +73,6 @@ def pretrain(
             return Outcome(finished, 0, RunState(()))
     else:
         config = dataclasses.replace(config, chunk_size=2 * chunk_pairs(config))
-    if config.is_fleet:
-        config = dataclasses.replace(config, devices=1)  # the workers are the devices
     job, extra, references, work = _prepared(config)
     check_alike(peers, job)
     if folder is None and peers.process == 0:
