@@ -74,6 +74,7 @@ class Coordinator:
         self.carry = CarryDesk(*desk)
         self.results: dict[int, Result] = {}
         self._fingerprint: int | None = None
+        self._last_fingerprint: int | None = None  # of the generation before
         self._unverified: list[tuple[int, Callable[[float], None]]] = []  # what workers said before it was known
         self._state: RunState | None = None  # at the generation, once the fingerprint is known
         self._deaths: dict[int, int] = {}
@@ -192,9 +193,9 @@ class Coordinator:
         """The fingerprint of the state of this generation, which answers must carry; and that state."""
         self._fingerprint, self._state = fingerprint, state
         waiting, self._unverified = self._unverified, []
-        for number, verify in waiting:
+        for number, then in waiting:
             if number in self.peers:
-                verify(now)
+                then(now)
         self._hand_out_all(now)  # to those whose answers have waited
 
     def is_complete(self) -> bool:
@@ -220,6 +221,7 @@ class Coordinator:
         for peer in self.peers.values():
             peer.up = peer.down = 0
         self.outbox.generation += 1
+        self._last_fingerprint = self._fingerprint
         self._running, self._fingerprint, self._state = more, None, None
         self.results, self._unverified, self._deaths = {}, [], {}
         self.carry.start()
@@ -250,7 +252,7 @@ class Coordinator:
                 f"expected eggroll {__version__} with protocol {PROTOCOL}, got {shown(hello.get('eggroll'))} with "
                 f"{shown(hello.get('protocol'))}; install one version everywhere"
             )
-        peer.name, peer.stage = f"{str(name)[:80]!s}", "building"
+        peer.name, peer.stage = str(name)[:80], "building"
         proven = {"proof": proof(self.fleet.token, str(theirs).encode(), "coordinator")}
         self.outbox.send(peer, Message.WELCOME, pack_json(self.fleet.welcome | proven))
 
@@ -354,20 +356,35 @@ class Coordinator:
         if peer.stage != "ready":
             return  # on its way when the worker was found out of step
         if message.generation < self.generation:
-            self.book.duplicates += 1
+            self._too_late(peer, message.generation, result, now)
         else:
             self._verify(peer, result.fingerprint, lambda now: self._count(peer, index, result, now), now)
         self._hand_out(peer, now)
 
+    def _too_late(self, peer: Peer, generation: int, result: Result, now: float) -> None:
+        """It does not count any more; that of the last generation still tells whether its worker is in step."""
+        self.book.duplicates += 1
+        if generation == self.generation - 1 and result.fingerprint != self._last_fingerprint:
+            self._once_known(peer, lambda now: self._out_of_step(peer, now), now)
+
     def _verify(self, peer: Peer, found: int, then: Callable[[float], None], now: float) -> None:
-        """Go on where a worker's state is the run's; wait where the run's is not known yet."""
+        """Go on where a worker's state is the run's."""
+
+        def judge(now: float) -> None:
+            if found == self._fingerprint:
+                peer.steps = 0
+                then(now)
+            else:
+                self._out_of_step(peer, now)
+
+        self._once_known(peer, judge, now)
+
+    def _once_known(self, peer: Peer, then: Callable[[float], None], now: float) -> None:
+        """At once where the state of this generation is known, else when the run has made its update."""
         if self._fingerprint is None:
-            self._unverified.append((peer.number, lambda now: self._verify(peer, found, then, now)))
-        elif found == self._fingerprint:
-            peer.steps = 0
-            then(now)
+            self._unverified.append((peer.number, then))
         else:
-            self._out_of_step(peer, now)
+            then(now)
 
     def _count(self, peer: Peer, index: int, result: Result, now: float) -> None:
         """An answer counts where it is the first."""
