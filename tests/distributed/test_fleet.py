@@ -13,7 +13,7 @@ from eggroll.core.errors import UsageError
 from eggroll.distributed import fleet as fleet_module
 from eggroll.distributed.connection import serve
 from eggroll.distributed.fleet import FleetOptions, on_fleet
-from eggroll.distributed.launch import host_and_port
+from eggroll.distributed.launch import place_of
 from eggroll.distributed.wire import (
     MESSAGE_LIMIT,
     Inbox,
@@ -297,9 +297,9 @@ def test_an_address_that_is_taken(tmp_path):
 @pytest.mark.parametrize("address", ["", "host", "host:", ":80", "host:x", "host:99999", "host:-1", "1:2:3x"])
 def test_addresses_that_are_none(address):
     with pytest.raises(UsageError, match="expected --listen as HOST:PORT"):
-        host_and_port(address, "--listen")
+        place_of(address, "--listen")
 
 
 def test_addresses():
-    assert host_and_port("example:80", "x") == ("example", 80)
-    assert host_and_port("[::1]:7000", "x") == ("::1", 7000)
+    assert place_of("example:80", "x") == ("example", 80)
+    assert place_of("[::1]:7000", "x") == ("::1", 7000)

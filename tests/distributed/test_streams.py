@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from eggroll.distributed import streams
 from eggroll.distributed.streams import NO_SPAN, Arriving, described, fingerprint, stream
 from eggroll.distributed.wire import MESSAGE_LIMIT, PIECE, Inbox, Piece, Tree, WireError, unpack_piece
+from eggroll.runs.trees import raw
 
 
 def sent(tree):
@@ -41,7 +41,7 @@ def same(one, other):
     assert jax.tree.structure(one) == jax.tree.structure(other)
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
         assert type(a) is type(b) and a.dtype == b.dtype
-        np.testing.assert_array_equal(np.asarray(streams._raw(a)), np.asarray(streams._raw(b)))
+        np.testing.assert_array_equal(np.asarray(raw(a)), np.asarray(raw(b)))
 
 
 @pytest.mark.parametrize("template", [TREE, described(TREE)])

@@ -18,8 +18,7 @@ from eggroll.distributed.streams import fingerprint
 from eggroll.distributed.wire import run_number
 from eggroll.runs import snapshots
 from eggroll.runs.folder import RunError, RunFolder
-from eggroll.runs.frames import WEIGHTS, Frame, Kind, encode_weights
-from eggroll.runs.frames import pack as pack_frame
+from eggroll.runs.frames import WEIGHTS, encode_weights, pack_generation
 from eggroll.runs.job import Evaluated, Job, RangeWork, RunState
 from eggroll.runs.metrics import Metrics
 from eggroll.runs.shared_state import pack_shared
@@ -62,8 +61,12 @@ class _Evaluation:
         self._evaluated: Evaluated | None = None
         self._seen = dataclasses.asdict(self.coordinator.traffic)
 
-    def _wait(self, done: Callable[[], bool], seconds: float, what: str) -> bool:
-        """Until `done`, which is asked with the lock held; False after `seconds` in which no worker was there."""
+    def _wait(self, done: Callable[[], bool], seconds: float, what: str) -> None:
+        """Until `done`, which is asked with the lock held.
+
+        Raises:
+          RunError: the coordinator has failed, or no worker was there for so many seconds.
+        """
         empty_since = looked_at = time.monotonic()
         while not done():
             if self.coordinator.fault is not None:
@@ -74,7 +77,6 @@ class _Evaluation:
             if now - empty_since > seconds:
                 raise RunError(f"expected workers {what}, got none for {seconds:g} s; start some, go on with --resume")
             self.server.lock.wait(0.5)
-        return True
 
     def evaluate(self, state: RunState, generation: int) -> Evaluated:
         """The whole population, by whoever is there."""
@@ -144,9 +146,8 @@ class _Evaluation:
     def _frames(self, weights: np.ndarray, evaluated: Evaluated, generation: int) -> bytes:
         """What the journal has just been given."""
         kind = WEIGHTS[self.job.learner.frames]
-        shared = pack_shared(evaluated.shared)
-        before = b"" if shared is None else pack_frame(Frame(Kind.SHARED, generation, shared))
-        return before + pack_frame(Frame(kind, generation, encode_weights(kind, weights), evaluated.lost))
+        payload, shared = encode_weights(kind, weights), pack_shared(evaluated.shared)
+        return pack_generation(kind, generation, payload, evaluated.lost, shared)
 
     def gather(self, state: RunState) -> RunState:
         """The state with the carry that the workers have, for a snapshot."""

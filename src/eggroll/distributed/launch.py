@@ -15,7 +15,7 @@ from eggroll.distributed.ray_fleet import Placement, check_ray, ray_workers
 from eggroll.distributed.worker import Built, Worker
 from eggroll.runs.folder import RunFolder
 from eggroll.runs.job import Job, RangeWork
-from eggroll.runs.settings import RunSettings
+from eggroll.runs.settings import RunSettings, host_and_port
 
 TOKEN = "EGGROLL_TOKEN"
 """Environment variable with the secret that workers and coordinator share."""
@@ -29,7 +29,7 @@ def check_fleet(settings: RunSettings) -> None:
       UsageError: an address is none or nobody is there, the token is missing, or Ray is not installed.
     """
     if settings.listen:
-        host_and_port(settings.listen, "--listen")
+        place_of(settings.listen, "--listen")
     if settings.ray:
         check_ray(settings.ray)
     elif settings.listen:
@@ -59,7 +59,7 @@ def fleet_for(
     if not settings.is_fleet or folder is None:
         yield job
         return
-    listen = host_and_port(settings.listen, "--listen") if settings.listen else ("127.0.0.1", 0)
+    listen = place_of(settings.listen, "--listen") if settings.listen else ("127.0.0.1", 0)
     token = _token(needed=not settings.ray)
     options = FleetOptions(settings.workers, token, listen, lease_seconds=settings.lease_seconds)
     with on_fleet(job, work, folder, options, checks={"data": job.data}, say=say) as (fleet_job, server):
@@ -80,7 +80,7 @@ def work_for(address: str, build: Build, *, patience: float, say: Callable[[str]
     Raises:
       UsageError: nobody answers for `patience` seconds, the token is missing or another, or the data is another.
     """
-    serve(Worker(build, _token(needed=True)), host_and_port(address, "the address"), patience=patience, say=say)
+    serve(Worker(build, _token(needed=True)), place_of(address, "the address"), patience=patience, say=say)
 
 
 def _token(*, needed: bool) -> bytes:
@@ -93,13 +93,13 @@ def _token(*, needed: bool) -> bytes:
     return token.encode() or secrets.token_bytes(16)
 
 
-def host_and_port(address: str, what: str) -> tuple[str, int]:
-    """ "HOST:PORT" taken apart; an IPv6 host may stand in brackets.
+def place_of(address: str, what: str) -> tuple[str, int]:
+    """Host and port of an address.
 
     Raises:
-      UsageError: it is none.
+      UsageError: it is no HOST:PORT.
     """
-    host, _, port = address.rpartition(":")
-    if not host or not port.isascii() or not port.isdecimal() or not 0 <= int(port[:6]) < 2**16:
+    found = host_and_port(address)
+    if found is None:
         raise UsageError(f"expected {what} as HOST:PORT, got {address!r}; such as 127.0.0.1:7070")
-    return host.strip("[]"), int(port)
+    return found

@@ -94,7 +94,7 @@ class Server:
         self._woken.setblocking(False)
         self._waker.setblocking(False)
         self._selector.register(self._woken, selectors.EVENT_READ)
-        self._closing = False
+        self._closing, self._deadline = False, 0.0  # until when what is left is sent
         self._thread = threading.Thread(target=self._serve, name="eggroll coordinator", daemon=True)
         self._thread.start()
 
@@ -115,7 +115,7 @@ class Server:
             if self._closing:
                 return
             self.coordinator.dismiss(why)
-            self._closing = True
+            self._closing, self._deadline = True, time.monotonic() + 1
         self.wake()
         self._thread.join(timeout=5)
 
@@ -149,7 +149,6 @@ class Server:
 
     def _unsent(self) -> bool:
         """What is left when closing, for a second at most."""
-        self._deadline = getattr(self, "_deadline", time.monotonic() + 1)
         waiting = any(c.queue or c.current for c in self._connections.values()) or bool(self.coordinator.out)
         return waiting and time.monotonic() < self._deadline
 
@@ -208,16 +207,14 @@ class Server:
             self.coordinator.closed(connection.number, why, time.monotonic())
 
     def _send_out(self) -> None:
-        out, touched = self.coordinator.out, {}
+        for full in list(self._full.values()):
+            self._flush(full)
+        out = self.coordinator.out
         while out:
             number, data = out.popleft()
             connection = self._connections.get(number)
             if connection is not None:
                 connection.put(data)
-                touched[number] = connection
-                self._flush(connection)
-        for connection in list(self._full.values()):
-            if connection.number not in touched:
                 self._flush(connection)
         for number, why in list(self.coordinator.closing.items()):
             connection = self._connections.get(number)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from eggroll.distributed.wire import PIECE, Message, Piece, Span, Tree, WireError, pack, pack_piece
+from eggroll.runs.trees import raw
 
 NO_SPAN = Span(0, 0)
 
@@ -34,24 +35,18 @@ def stream(tree: Any, which: Tree, span: Span, *, run: int, generation: int) -> 
 
 
 def _bytes_of(leaf: Any) -> np.ndarray:
-    return np.ascontiguousarray(np.asarray(_raw(leaf))).reshape(-1).view(np.uint8)
-
-
-def _raw(leaf: Any) -> Any:
-    """Random keys as their words."""
-    is_key = hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    return jax.random.key_data(leaf) if is_key else leaf
+    return np.ascontiguousarray(np.asarray(raw(leaf))).reshape(-1).view(np.uint8)
 
 
 class Leaf:
     """What is to arrive for one leaf; without the leaf."""
 
     def __init__(self, leaf: Any) -> None:
-        raw = _raw(leaf)
-        self.shape, self.dtype = tuple(raw.shape), np.dtype(raw.dtype)
+        words = raw(leaf)
+        self.shape, self.dtype = tuple(words.shape), np.dtype(words.dtype)
         self.size = math.prod(self.shape) * self.dtype.itemsize
         self.is_numpy = isinstance(leaf, np.ndarray | np.generic)
-        self.key_type = jax.random.key_impl(leaf) if raw is not leaf else None
+        self.key_type = jax.random.key_impl(leaf) if words is not leaf else None
 
     def value(self, data: np.ndarray) -> Any:
         """The leaf from its bytes; of JAX or NumPy as it was, since these may round differently."""
@@ -124,7 +119,7 @@ def fingerprint(trees: Any) -> int:
 
     It tells copies that have drifted apart; it is no protection against who means to deceive.
     """
-    leaves = [leaf for leaf in map(_raw, jax.tree.leaves(trees)) if leaf.size]
+    leaves = [leaf for leaf in map(raw, jax.tree.leaves(trees)) if leaf.size]
     words = np.asarray(_sums(leaves)) if leaves else np.zeros(2, np.uint32)
     return int(words[0]) | int(words[1]) << 32
 

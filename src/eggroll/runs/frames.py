@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Iterable
 from enum import IntEnum
 from typing import Any, NamedTuple
 
@@ -82,6 +83,18 @@ def pack(frame: Frame) -> bytes:
     head = LENGTH.pack(length) + _HEAD.pack(frame.kind, frame.generation)
     body = head + frame.payload + lost + _WORD.pack(len(frame.lost))
     return body + _WORD.pack(zlib.crc32(body))
+
+
+def pack_generation(
+    kind: Kind, generation: int, payload: bytes, lost: Iterable[int] = (), shared: bytes | None = None
+) -> bytes:
+    """The frames of a generation: its shared state, where there is any, and its weights.
+
+    Raises:
+      JournalError: as `pack`.
+    """
+    before = b"" if shared is None else pack(Frame(Kind.SHARED, generation, shared))
+    return before + pack(Frame(kind, generation, payload, tuple(lost)))
 
 
 def is_whole(data: bytes) -> bool:

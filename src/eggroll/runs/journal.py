@@ -39,6 +39,7 @@ from eggroll.runs.frames import (
     encode_weights,
     is_whole,
     pack,
+    pack_generation,
     payload_bytes,
     unpack,
 )
@@ -304,9 +305,8 @@ class Journal:
                 f"expected {segment.weights} weights, got shape {np.shape(weights)}; give one for each pair"
             )
         payload = encode_weights(segment.kind, np.asarray(weights))
-        before = b"" if shared is None else pack(Frame(Kind.SHARED, generation, shared))
         start = self._end
-        self._write(before + pack(Frame(segment.kind, generation, payload, tuple(lost))), sync=sync)
+        self._write(pack_generation(segment.kind, generation, payload, lost, shared), sync=sync)
         self._starts.append(start)
         return decode_checked(segment.kind, payload, segment.weights)
 

@@ -69,14 +69,13 @@ class HostSettings:
         Raises:
           UsageError: it is no HOST:PORT.
         """
-        host, colon, port = self.coordinator.rpartition(":")
-        number = int(port) if port.isascii() and port.isdecimal() and len(port) <= 5 else 0
-        if not colon or not host or not 1 <= number <= 65_535:
+        found = host_and_port(self.coordinator)
+        if found is None or not found[1]:
             raise UsageError(
                 f"expected --coordinator as HOST:PORT with a port in 1…65535, got {shown(self.coordinator)}; "
                 "give that of process 0, such as 10.0.0.1:4321"
             )
-        return host.removeprefix("[").removesuffix("]"), number
+        return found
 
 
 @dataclass(frozen=True)
@@ -142,6 +141,13 @@ class RunSettings(HostSettings):
         """What `config.json` and the journal record."""
         values = {key: _plain(value) for key, value in dataclasses.asdict(self).items()}
         return {key: value for key, value in values.items() if key not in NOT_RECORDED}
+
+
+def host_and_port(address: str) -> tuple[str, int] | None:
+    """ "HOST:PORT" taken apart; an IPv6 host may stand in brackets. None where it is none, or the port over 65,535."""
+    host, _, port = address.rpartition(":")
+    number = int(port) if port.isascii() and port.isdecimal() and len(port) <= 5 else -1
+    return (host.removeprefix("[").removesuffix("]"), number) if host and 0 <= number < 2**16 else None
 
 
 def check_at_least(name: str, value: int, least: int) -> None:

@@ -36,7 +36,12 @@ def as_arrays(tree: Any) -> Leaves:
 
 
 def _array(leaf: Any) -> np.ndarray:
-    return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+    return np.asarray(raw(leaf))
+
+
+def raw(leaf: Any) -> Any:
+    """The leaf itself; of random keys their words."""
+    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
 
 
 def _is_key(leaf: Any) -> bool:
