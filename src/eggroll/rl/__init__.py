@@ -1,0 +1,1 @@
+"""Reinforcement learning: environments, policies and the jobs `eggroll rl` and `eggroll marl`."""

@@ -1,0 +1,1 @@
+"""Baselines that follow a gradient: PPO and, for several agents, IPPO."""
