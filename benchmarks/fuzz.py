@@ -44,11 +44,11 @@ with (
     import safetensors.numpy
 
     from eggroll.core.errors import UsageError
-    from eggroll.pretrain.config import preset
-    from eggroll.pretrain.job import recorded_settings
+    from eggroll.pretrain.config import PretrainConfig, preset
     from eggroll.runs import snapshots
     from eggroll.runs.folder import RunFolder
     from eggroll.runs.frames import FRAME_LIMIT, LENGTH, SMALLEST, Frame, Kind, pack
+    from eggroll.runs.going_on import recorded_settings
     from eggroll.runs.journal import HEADER_LIMIT, MAGIC, Journal
     from eggroll.runs.metrics import MetricsFile
     from eggroll.runs.shared_state import pack_shared, unpack_shared
@@ -283,13 +283,13 @@ def read_settings(folder: Path, data: bytes) -> None:
     (folder / "config.json").write_bytes(data)
     failure = None
     try:
-        recorded_settings(RunFolder.open(folder))
+        recorded_settings(RunFolder.open(folder), PretrainConfig, "pretrain")
     except UsageError as error:
         failure = error
     whole = b'{"frames": "ternary", "weights": 10, "config": ' + data + b"}"
     if len(whole) <= HEADER_LIMIT:
         path.write_bytes(MAGIC + pack(Frame(Kind.HEADER, 0, whole)))
-        recorded_settings(run)
+        recorded_settings(run, PretrainConfig, "pretrain")
     if failure is not None:
         raise failure
 

@@ -16,8 +16,7 @@ import optax
 
 import eggroll
 from eggroll.bench.policy import policy_params, rollout
-from eggroll.pretrain.job import peak_memory
-from eggroll.runs.environment import environment
+from eggroll.runs.environment import environment, peak_memory
 
 
 def main() -> None:

@@ -188,10 +188,11 @@ def _recorded_pretrain(arguments: Sequence[str]) -> Any:
     folders = _values(arguments, "--run-dir")
     if "--resume" not in arguments or not folders or {"--help", "-h"} & set(arguments):
         return None
-    from eggroll.pretrain.job import recorded_settings
+    from eggroll.pretrain.config import PretrainConfig
     from eggroll.runs.folder import RunFolder
+    from eggroll.runs.going_on import recorded_settings
 
-    recorded = recorded_settings(RunFolder.open(Path(folders[-1])))
+    recorded = recorded_settings(RunFolder.open(Path(folders[-1])), PretrainConfig, "pretrain")
     return recorded if _preset_named(arguments) in (recorded.preset, None) else None
 
 

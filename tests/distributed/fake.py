@@ -72,7 +72,7 @@ def job(carries=True, generations=6, **settings):
         name="fake",
         learner=learner(),
         evaluate=whole,
-        validate=lambda parameters: {"loss": float(np.sum(parameters["w"]))},
+        validate=lambda state: {"loss": float(np.sum(state.parameters["w"]))},
         main_metric="loss",
         units=("things", 2 * PAIRS),
         generations=generations,

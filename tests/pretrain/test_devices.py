@@ -9,9 +9,10 @@ import pytest
 from eggroll.core.errors import UsageError
 from eggroll.pretrain.config import PretrainConfig
 from eggroll.pretrain.devices import mesh_of, start_carry
-from eggroll.pretrain.job import learner_of, make_job, recorded_settings
+from eggroll.pretrain.job import learner_of, make_job
 from eggroll.pretrain.lanes import Lanes
 from eggroll.runs.folder import RunFolder
+from eggroll.runs.going_on import recorded_settings
 from eggroll.runs.journal import Journal
 from eggroll.runs.loop import run
 from eggroll.runs.resume import differences
@@ -53,7 +54,7 @@ def test_a_run_goes_on_on_another_number_of_devices(alone, tmp_path):
     trained(home, generations=2, devices=2)
     jax.tree.map(np.testing.assert_array_equal, trained(home, devices=1), alone[0])
     given = dataclasses.replace(CONFIG, devices=2, update="redraw", generations=2)
-    assert differences(recorded_settings(home).as_json(), given.as_json()) == {}
+    assert differences(recorded_settings(home, PretrainConfig, "pretrain").as_json(), given.as_json()) == {}
     learner_of({"config": CONFIG.as_json() | {"devices": 16}})  # a journal from a larger machine is replayed on this
 
 

@@ -44,7 +44,8 @@ class Fake:
         moved = np.int32(weights @ np.arange(1, PAIRS + 1))
         return {"w": parameters["w"] + moved}, (optimizer[0] + 1,), {"moved": int(moved)}
 
-    def validate(self, parameters):
+    def validate(self, state):
+        parameters = state.parameters
         self.calls.append(("validate", int(parameters["w"])))
         return {"loss": float(parameters["w"])}
 

@@ -15,11 +15,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from eggroll.core.errors import UsageError
-from eggroll.pretrain.config import preset
-from eggroll.pretrain.job import recorded_settings
+from eggroll.pretrain.config import PretrainConfig, preset
 from eggroll.runs import frames, journal, snapshots
 from eggroll.runs.folder import JSON_LIMIT, RunError, RunFolder
 from eggroll.runs.frames import Frame, Kind, decode_weights, encode_weights, pack, unpack
+from eggroll.runs.going_on import recorded_settings
 from eggroll.runs.journal import MAGIC, Journal
 from eggroll.runs.metrics import MetricsFile
 from eggroll.runs.shared_state import pack_shared, unpack_shared
@@ -186,7 +186,7 @@ def test_any_header(place, value, known, name):
     payload = json.dumps(header() | {name: value} if known else value).encode()
     read_journal(place, MAGIC + pack(Frame(Kind.HEADER, 0, payload)))
     with only_ours():
-        recorded_settings(RunFolder(place))
+        recorded_settings(RunFolder(place), PretrainConfig, "pretrain")
 
 
 @settings(max_examples=100, deadline=None)
@@ -198,7 +198,7 @@ def test_any_settings(tmp_path_factory, value, name):
     config = value if name is None else preset("tiny").as_json() | {name: value}
     (folder / "config.json").write_text(json.dumps(config))
     with only_ours():
-        assert recorded_settings(RunFolder.open(folder)).as_json()[name] == config[name]
+        assert recorded_settings(RunFolder.open(folder), PretrainConfig, "pretrain").as_json()[name] == config[name]
 
 
 @pytest.mark.parametrize("depth", [200, 800, 900, 1000, 100_000])
@@ -206,7 +206,7 @@ def test_deep_json(tmp_path, depth):
     """Around the depth that Python parses, in every place."""
     deep = b"[" * depth + b"]" * depth
     (tmp_path / "config.json").write_bytes(b'{"job": "pretrain", "seed": ' + deep + b"}")
-    assert complaint(recorded_settings, RunFolder.open(tmp_path))
+    assert complaint(recorded_settings, RunFolder.open(tmp_path), PretrainConfig, "pretrain")
     (tmp_path / "metrics.jsonl").write_bytes(b'{"generation": 0, "x": ' + deep + b"}\n")
     MetricsFile.open(tmp_path / "metrics.jsonl", 3).close()
     read_journal(tmp_path, MAGIC + pack(Frame(Kind.HEADER, 0, b'{"frames": ' + deep + b"}")))
@@ -214,7 +214,7 @@ def test_deep_json(tmp_path, depth):
         tmp_path, MAGIC + pack(Frame(Kind.HEADER, 0, b'{"frames": "ternary", "weights": 1, "config": ' + deep + b"}"))
     )
     with only_ours():
-        recorded_settings(RunFolder(tmp_path))
+        recorded_settings(RunFolder(tmp_path), PretrainConfig, "pretrain")
 
 
 @few

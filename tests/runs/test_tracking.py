@@ -98,8 +98,9 @@ def test_the_bar_on_a_terminal(tmp_path):
     """In a pseudo-terminal: generation, metric, throughput and time left."""
     code = (
         "from eggroll.runs.progress import GenerationBar\n"
-        "with GenerationBar('pretrain', 40, 10) as bar:\n"
-        "    for _ in range(30):\n        bar.advance('loss 1.250', '99 bytes/s')\n"
+        "with GenerationBar('pretrain', 40) as bar:\n"
+        "    run = bar.of('', 40)\n    run.begin(10)\n"
+        "    for _ in range(30):\n        run.advance('loss 1.250', '99 bytes/s')\n"
         "    bar.note('a note')"
     )
     controller, terminal = pty.openpty()

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import resource
-import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +28,14 @@ from eggroll.pretrain.lanes import Lanes
 from eggroll.pretrain.population import chunk_pairs, make_evaluator, range_work, seed_of
 from eggroll.pretrain.sample import sample_text
 from eggroll.pretrain.validation import make_validator
+from eggroll.runs.environment import peak_memory
 from eggroll.runs.folder import RunFolder
+from eggroll.runs.going_on import go_on
 from eggroll.runs.job import Job, Learner, RangeWork, RunState, Updater
 from eggroll.runs.loop import Outcome, run
 from eggroll.runs.metrics import Metrics
 from eggroll.runs.peers import Alone, Peers, check_alike, told
-from eggroll.runs.resume import change_settings, check_change, differences, finished_summary, recorded_config
-from eggroll.runs.settings import NOT_RECORDED, OBSERVING, from_json
+from eggroll.runs.settings import from_json
 from eggroll.runs.tracking import check_trackers
 from eggroll.runs.trees import filled
 from eggroll.runs.weights import load_parameters
@@ -67,8 +65,7 @@ def pretrain(
     _settle_operands(peers)
     folder = None
     if config.resume:
-        going = resumed(config, report) if peers.process == 0 else None
-        folder, config, finished = _gone_on_with(going, report, peers)
+        folder, config, finished = go_on(config, "pretrain", _jobs_on_these_devices, say=report, peers=peers)
         if finished is not None:
             return Outcome(finished, 0, RunState(()))
     else:
@@ -97,70 +94,8 @@ def _settle_operands(peers: Peers) -> None:
         use_cpu_operands(told(peers, cpu_operand_dtype().name if peers.process == 0 else None))
 
 
-@dataclass
-class GoingOn:
-    """What going on with a run comes to.
-
-    Args:
-      recorded, wanted: settings up to now, and from here on.
-      changed: whether the latter are to be written down.
-      finished: the summary of a run that has nothing left to do.
-    """
-
-    folder: RunFolder
-    recorded: PretrainConfig
-    wanted: PretrainConfig
-    changed: bool
-    finished: dict[str, Any] | None
-
-
-def resumed(config: PretrainConfig, report: Callable[[str], None]) -> GoingOn:
-    """Which settings hold for the run in `config.run_dir`, and whether there is anything left to do."""
-    assert config.run_dir is not None  # RunSettings sees to it
-    folder = RunFolder.open(config.run_dir)
-    recorded = recorded_settings(folder)
-    if config.chunk_size == "auto":
-        config = dataclasses.replace(config, chunk_size=recorded.chunk_size)
-    changes = differences(recorded.as_json(), config.as_json())
-    check_change(changes, config.on_change)
-    wanted = config
-    if config.on_change == "recorded" or not changes:
-        given = {name: getattr(config, name) for name in (*NOT_RECORDED, *OBSERVING)}
-        wanted = dataclasses.replace(recorded, **given)
-    summary = finished_summary(folder, wanted.generations)
-    if summary is not None:
-        report(f"the run in {folder.path} is finished, after {summary['generations']} generations; nothing to do")
-    return GoingOn(folder, recorded, wanted, bool(changes) and config.on_change == "given", summary)
-
-
-def _gone_on_with(
-    going: GoingOn | None, report: Callable[[str], None], peers: Peers
-) -> tuple[RunFolder | None, PretrainConfig, dict[str, Any] | None]:
-    """The folder, which process 0 has; at every process the settings that hold, and the summary of a finished run."""
-    if going is not None:
-        folder, recorded, wanted = going.folder, going.recorded, going.wanted
-        told(peers, [recorded.as_json(), wanted.as_json(), going.changed, going.finished])
-        changed, finished = going.changed, going.finished
-    else:
-        folder = None
-        old, new, changed, finished = told(peers)
-        recorded, wanted = (from_json(PretrainConfig, each, "what process 0 sends") for each in (old, new))
-    if changed and finished is None:
-        old_job, new_job = _prepared(_on_these_devices(recorded))[0], _prepared(wanted)[0]
-        change_settings(old_job, new_job, folder, say=report, peers=peers)
-    return folder, wanted, finished
-
-
-def recorded_settings(folder: RunFolder) -> PretrainConfig:
-    """The settings that a run records.
-
-    Raises:
-      UsageError: the folder is of another job, or its settings are damaged.
-    """
-    recorded = recorded_config(folder)
-    if recorded.get("job") != "pretrain":
-        raise UsageError(f"expected the folder of a pretraining run, got {folder.path} of another job; choose its own")
-    return from_json(PretrainConfig, recorded, str(folder.path))
+def _jobs_on_these_devices(recorded: PretrainConfig, wanted: PretrainConfig) -> tuple[Job[Any], Job[Any]]:
+    return _prepared(_on_these_devices(recorded))[0], _prepared(wanted)[0]
 
 
 def _prepared(config: PretrainConfig) -> tuple[Job[Parameters], dict[str, Any], str, RangeWork]:
@@ -212,7 +147,7 @@ def make_job(config: PretrainConfig, lanes: Lanes, validation: np.ndarray) -> Jo
         config=config.as_json(),
         learner=make_learner(config),
         evaluate=make_evaluator(config, lanes),
-        validate=lambda parameters: {"bits_per_byte": validator(on_one(mesh, parameters))},
+        validate=lambda state: {"bits_per_byte": validator(on_one(mesh, state.parameters))},
         main_metric="bits_per_byte",
         units=("bytes", config.population_size * config.seq_len),
         generations=config.generations,
@@ -305,16 +240,3 @@ def _describe(config: PretrainConfig, corpus: Corpus, references: dict[str, floa
         f"(unigram {unigram:.3f}, bigram {bigram:.3f}, gzip -9 {gzip:.3f} bits per byte); "
         f"{config.model().parameter_count:,} int8 parameters, population {config.population_size:,}"
     )
-
-
-def peak_memory() -> int:
-    """Peak resident memory of this process, in bytes.
-
-    Where /proc tells it, from there: `getrusage` would count what the process that started this one held at the time.
-    """
-    try:
-        status = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
-    except (OSError, StopIteration):
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from eggroll.core.errors import UsageError
-from eggroll.rl.environments.base import ActionSpace, Box, Discrete, MultiDiscrete, Environment
+from eggroll.rl.environments.base import ActionSpace, Box, Discrete, Environment, MultiDiscrete
 
 HIDDEN = (256, 256, 256)
 EPSILON = 1e-6
@@ -88,7 +88,7 @@ def _continuous(space: Box, deterministic: bool, numbers: Array, key: Any) -> Ar
 
 
 def mlp(inputs: int, numbers: int, hidden: Sequence[int] = HIDDEN) -> Network:
-    """Dense → LayerNorm → ReLU for each hidden layer, then Dense; kernels start LeCun normal, the last one at 0.01 of it.
+    """Dense → LayerNorm → ReLU for each hidden layer, then Dense; kernels start LeCun normal, the last at 0.01 of it.
 
     Parameters: {"layer_0": {"kernel": (inputs, hidden), "bias", "scale", "offset"}, …, "head": {"kernel", "bias"}}.
     """
@@ -207,8 +207,8 @@ def load_network(path: str, inputs: int, numbers: int) -> Network:
     if callable(network):
         return _of_equinox(network)
     raise UsageError(
-        f"expected --policy {path} to make a Flax module, a function key → Equinox module, or a pair of functions, got a "
-        f"{type(network).__name__}; see docs/rl.md"
+        f"expected --policy {path} to make a Flax module, a function key → Equinox module, or a pair of functions, "
+        f"got a {type(network).__name__}; see docs/rl.md"
     )
 
 

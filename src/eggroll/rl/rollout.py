@@ -22,9 +22,9 @@ RESET, ACT, MOVE = 0, 1, 2
 
 
 class Statistics(NamedTuple):
-    """What is known of observations: of each number the count, the mean and the sum of squared deviations."""
+    """What is known of observations: how many, of each number the mean and the sum of squared deviations."""
 
-    count: Float[Array, ""]
+    seen: Float[Array, ""]
     mean: Float[Array, " size"]
     deviations: Float[Array, " size"]
 
@@ -32,7 +32,7 @@ class Statistics(NamedTuple):
 class Sums(NamedTuple):
     """Of the observations of some steps: how many, their sum and their sum of squares, about `Statistics.mean`."""
 
-    count: Float[Array, ""]
+    seen: Float[Array, ""]
     total: Float[Array, " size"]
     squares: Float[Array, " size"]
 
@@ -54,12 +54,12 @@ def normalised(statistics: Statistics | None, observation: Array) -> Array:
     """(…, size): in standard deviations from the mean, within ±`OBSERVATION_LIMIT`; unchanged before two were seen."""
     if statistics is None:
         return observation
-    variance = statistics.deviations / jnp.maximum(statistics.count, 1.0)
-    scale = jnp.where(statistics.count > 1, jax.lax.rsqrt(variance + 1e-8), 1.0)
+    variance = statistics.deviations / jnp.maximum(statistics.seen, 1.0)
+    scale = jnp.where(statistics.seen > 1, jax.lax.rsqrt(variance + 1e-8), 1.0)
     mean = jnp.broadcast_to(statistics.mean, observation.shape)
     centred = (observation - mean) * jnp.broadcast_to(scale, observation.shape)
     limited = jnp.clip(centred, -OBSERVATION_LIMIT, OBSERVATION_LIMIT)
-    return jnp.where(statistics.count > 1, limited, observation)
+    return jnp.where(statistics.seen > 1, limited, observation)
 
 
 def merged(statistics: Statistics, sums: Sums) -> Statistics:
@@ -67,7 +67,7 @@ def merged(statistics: Statistics, sums: Sums) -> Statistics:
 
     Source: Chan et al., Updating formulae and a pairwise algorithm for computing sample variances (1979).
     """
-    count = statistics.count + sums.count
+    count = statistics.seen + sums.seen
     shift = sums.total / jnp.maximum(count, 1.0)
     deviations = statistics.deviations + jnp.maximum(sums.squares - sums.total * shift, 0.0)
     return Statistics(count, statistics.mean + shift, deviations)
@@ -94,7 +94,9 @@ def run_episode(
 
     def fresh(observation: Array) -> Sums:
         rows = observation.reshape(-1, observation.shape[-1])
-        centred = rows - jnp.zeros_like(rows) if statistics is None else rows - jnp.broadcast_to(statistics.mean, rows.shape)
+        centred = (
+            rows - jnp.zeros_like(rows) if statistics is None else rows - jnp.broadcast_to(statistics.mean, rows.shape)
+        )
         return Sums(jnp.float32(rows.shape[0]), centred.sum(0), jnp.square(centred).sum(0))
 
     def step(carry: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -6,6 +6,7 @@ members are evaluated, what is measured and how often).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
@@ -123,23 +124,26 @@ class Job(Generic[P]):
       name: sub-command, shown on the bar.
       config: JSON, everything that starts the job again; stands in the journal's header.
       evaluate: the whole population of one generation; generation is also the data position.
-      validate: parameters → metrics, called before generation 0, every `validate_every` and after the last.
+      validate: state → metrics, called before generation 0, every `validate_every` and after the last.
       main_metric: the metric that the bar shows.
-      units: what throughput counts ("bytes"), and how many of it one generation processes.
+      units: what throughput counts ("bytes"), and how many of it one generation processes, or the name of the metric
+        that tells.
       carry, shared: at generation 0; see `RunState`.
       sample: parameters → text, noted with every validation.
       snapshot_every, snapshots_kept, validate_every: in generations; how many.
       data: hash of what the members see, compared between processes.
       gather: state → the same with all of its carry in this process, before a snapshot; where it is elsewhere.
+      target: of the main metric; a validation that reaches it ends the run.
+      most_seconds: of training, validations not counted; then the run ends after its generation. 0: no limit.
     """
 
     name: str
     config: dict[str, Any]
     learner: Learner[P]
     evaluate: Evaluator
-    validate: Callable[[P], Metrics]
+    validate: Callable[[RunState], Metrics]
     main_metric: str
-    units: tuple[str, int]
+    units: tuple[str, int | str]
     generations: int
     validate_every: int
     snapshot_every: int
@@ -151,11 +155,17 @@ class Job(Generic[P]):
     log_every: int = 0
     data: str = ""
     gather: Callable[[RunState], RunState] | None = None
+    target: float | None = None
+    most_seconds: float = 0.0
 
     def start(self) -> RunState:
         """The state at generation 0, in buffers of its own."""
         state = RunState(self.learner.parameters, self.learner.optimizer, self.shared, self.carry)
         return jax.tree.map(lambda leaf: leaf.copy() if hasattr(leaf, "copy") else leaf, state)
+
+    def reaches(self, metrics: Metrics) -> bool:
+        """Whether these metrics of a validation are as good as the run is to become."""
+        return self.target is not None and metrics.get(self.main_metric, -math.inf) >= self.target
 
     def header(self, environment: dict[str, Any]) -> dict[str, Any]:
         """What the journal says before its first frame."""

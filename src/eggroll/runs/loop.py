@@ -4,15 +4,18 @@ The loop knows no application: see `job`. The order within a generation is that 
 append, fsync → decode → update. A resumed run starts from the newest whole snapshot and takes the weights that the
 journal already has; a job whose evaluation keeps state for each member evaluates these generations again, and what it
 gets must equal the journal. Several processes go through it together (see `peers`): only process 0 has the folder.
+
+What a job computes, the loop asks for by yielding `Call`s, so that `run_together` answers those of several runs (seeds
+of one setting) with one program.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -24,12 +27,41 @@ from eggroll.runs.job import Evaluated, Job, RunState
 from eggroll.runs.journal import Record
 from eggroll.runs.metrics import Metrics
 from eggroll.runs.peers import Alone, Peers, agreed_to_stop, told
-from eggroll.runs.progress import GenerationBar
+from eggroll.runs.progress import GenerationBar, Shown
 from eggroll.runs.shared_state import pack_shared, unpack_shared
 from eggroll.runs.signals import stop_requests
 from eggroll.runs.tracking import Trackers
 
 STATUS_INTERRUPTED = 130
+T = TypeVar("T")
+
+
+class Call(NamedTuple):
+    """What the loop wants of its job: a function of it by name, and the arguments."""
+
+    of: Literal["evaluate", "update", "validate"]
+    arguments: tuple[Any, ...]
+
+
+Calls = Generator[Call, Any, T]
+"""Yields calls, is sent what they return, and comes to a T."""
+
+
+def answer(job: Job[Any], call: Call) -> Any:
+    """What the job itself says to a call."""
+    function = job.learner.update if call.of == "update" else getattr(job, call.of)
+    return function(*call.arguments)
+
+
+def finish_alone(job: Job[Any], calls: Calls[T]) -> T:
+    """Answer all calls by the job itself."""
+    try:
+        call = next(calls)
+        while True:
+            call = calls.send(answer(job, call))
+    except StopIteration as end:
+        result: T = end.value
+        return result
 
 
 @dataclass
@@ -57,6 +89,7 @@ class Loop:
     ) -> None:
         self.job, self.peers, self.environment = job, peers or Alone(), environment() | job.learner.environment
         self.weights: np.ndarray | None = None  # of the last update
+        self.spent = 0.0  # seconds of training, in this process
         with ExitStack() as stack:
             self.ledger = ledger_of(job, folder, self.environment, self.peers, say)
             stack.callback(self.ledger.close)
@@ -77,24 +110,32 @@ class Loop:
 
     def advance(self) -> Metrics:
         """One generation; returns its line of metrics."""
+        return finish_alone(self.job, self.advancing())
+
+    def advancing(self) -> Calls[Metrics]:
+        """One generation, in calls."""
         job, generation, start = self.job, self.generation, time.perf_counter()
         known = self.ledger.record(generation) if generation < self.ledger.generations else None
         if known is not None and self.state.carry is None:
             weights, measured = known.weights, Metrics(replayed=True)
             self.state = self.state._replace(shared=unpack_shared(self.state.shared, known.shared))
         else:
-            evaluated = job.evaluate(self.state, generation)
+            evaluated = yield Call("evaluate", (self.state, generation))
             weights, measured = self._settle(evaluated, known), evaluated.metrics
             self.state = self.state._replace(carry=evaluated.carry, shared=evaluated.shared)
         settled, self.weights = time.perf_counter(), weights
-        parameters, optimizer, stepped = job.learner.update(
-            self.state.parameters, self.state.optimizer, weights, generation
-        )
+        arguments = (self.state.parameters, self.state.optimizer, weights, generation)
+        parameters, optimizer, stepped = yield Call("update", arguments)
         self.state = self.state._replace(parameters=parameters, optimizer=optimizer)
         self.generation += 1
         end = time.perf_counter()
         name, amount = job.units
-        speed = {f"{name}_per_second": amount / (end - start), "seconds": end - start, "update_seconds": end - settled}
+        processed = measured.get(amount, 0) if isinstance(amount, str) else amount
+        speed = {
+            f"{name}_per_second": processed / (end - start),
+            "seconds": end - start,
+            "update_seconds": end - settled,
+        }
         return {"generation": generation, **measured, **stepped, **speed}
 
     def _settle(self, evaluated: Evaluated, known: Record | None) -> np.ndarray:
@@ -115,8 +156,13 @@ class Loop:
 
     def stopping(self, stop: list[int]) -> bool:
         """Whether this generation was the last: all processes say the same."""
-        asked = agreed_to_stop(self.peers, bool(stop), self.generation - 1, self.weights)
+        asked = agreed_to_stop(self.peers, bool(stop) or self.is_over, self.generation - 1, self.weights)
         return self.generation >= self.job.generations or asked
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the run has had all the seconds that it was given."""
+        return 0 < self.job.most_seconds <= self.spent
 
     def is_new(self, line: Metrics) -> bool:
         """Whether `metrics.jsonl` lacks this generation; it has those that a resumed run goes through again."""
@@ -152,20 +198,99 @@ def run(
       say: takes lines for a person.
       peers: the processes of the run; none: this one alone. The summary is that of process 0 at each of them.
     """
-    begun, peers = time.perf_counter(), peers or Alone()
-    follows = peers.process > 0
+    peers = peers or Alone()
     with ExitStack() as stack:
         stop = stack.enter_context(stop_requests())
-        loop = stack.enter_context(Loop(job, folder, say=say or (lambda line: None), peers=peers))
-        bar = stack.enter_context(GenerationBar(job.name, job.generations, loop.generation, job.log_every, follows))
-        names = () if follows else job.trackers
+        hidden = peers.process > 0
+        bar = stack.enter_context(GenerationBar(job.name, job.generations, job.log_every, hidden))
+        shown, say = bar.of("", job.generations), say or (lambda line: None)
+        calls = running(job, folder, stop, shown, extra=extra, prefix_seconds=prefix_seconds, say=say, peers=peers)
+        return finish_alone(job, calls)
+
+
+def run_together(
+    jobs: Sequence[Job[Any]],
+    folders: Sequence[RunFolder],
+    answers: Callable[[Literal["evaluate", "update", "validate"], dict[int, tuple[Any, ...]]], dict[int, Any]],
+    *,
+    extra: dict[str, Any],
+    prefix_seconds: float = 0.0,
+    say: Callable[[str], None] | None = None,
+) -> list[Outcome]:
+    """Several runs of one setting, such as its seeds, each in a folder of its own, as `run` would make them.
+
+    Args:
+      jobs, folders: one for each run.
+      answers: (name of a job's function, arguments by run) → results by run; what all runs that want the same at the
+        moment ask for comes in one call. A result must not depend on which others are asked for.
+    """
+    with ExitStack() as stack:
+        stop = stack.enter_context(stop_requests())
+        total = sum(job.generations for job in jobs)
+        bar = stack.enter_context(GenerationBar(f"{jobs[0].name} × {len(jobs)}", total, jobs[0].log_every))
+        shown = [bar.of(folder.path.name, job.generations) for job, folder in zip(jobs, folders, strict=True)]
+        common: dict[str, Any] = {"extra": extra, "prefix_seconds": prefix_seconds, "say": say or (lambda line: None)}
+        runs = [
+            running(job, folder, stop, part, peers=Alone(), **common)
+            for job, folder, part in zip(jobs, folders, shown, strict=True)
+        ]
+        for calls in runs:
+            stack.callback(calls.close)
+        return _in_step(runs, answers)
+
+
+def _in_step(runs: Sequence[Calls[Outcome]], answers: Callable[[Any, dict[int, Any]], dict[int, Any]]) -> list[Outcome]:
+    """Send the runs on, those that want the same together: first the ones that are behind in the order of a
+    generation, so that all meet again."""
+    waiting: dict[int, Call] = {}
+    outcomes: dict[int, Outcome] = {}
+
+    def send(index: int, value: Any) -> None:
+        try:
+            waiting[index] = runs[index].send(value)
+        except StopIteration as end:
+            waiting.pop(index, None)
+            outcomes[index] = end.value
+
+    for index in range(len(runs)):
+        send(index, None)
+    while waiting:
+        wanted = next(
+            name for name in ("update", "validate", "evaluate") if any(c.of == name for c in waiting.values())
+        )
+        asked = {index: call.arguments for index, call in waiting.items() if call.of == wanted}
+        for index, value in answers(wanted, asked).items():
+            send(index, value)
+    return [outcomes[index] for index in range(len(runs))]
+
+
+def running(
+    job: Job[Any],
+    folder: RunFolder | None,
+    stop: list[int],
+    bar: Shown,
+    *,
+    extra: dict[str, Any],
+    prefix_seconds: float,
+    say: Callable[[str], None],
+    peers: Peers,
+) -> Calls[Outcome]:
+    """`run` in calls, under signals and a bar that are somebody else's."""
+    begun = time.perf_counter()
+    with ExitStack() as stack:
+        loop = stack.enter_context(Loop(job, folder, say=say, peers=peers))
+        bar.begin(loop.generation)
+        names = () if peers.process else job.trackers
         trackers = stack.enter_context(Trackers(names, folder, job.config, say=bar.note))
         resumed_at = loop.generation
-        first, latest, first_seconds = _train(loop, bar, trackers, stop)
+        first, latest, first_seconds = yield from _train(loop, bar, trackers, stop)
+        reached, over = job.reaches(latest), loop.is_over
         summary = {
             "job": job.name,
-            "finished": loop.generation == job.generations,
+            "finished": loop.generation == job.generations or reached or over,
             "generations": loop.generation,
+            **({"target": job.target} if reached else {}),
+            **({"most_seconds": job.most_seconds} if over else {}),
             "seconds": round(time.perf_counter() - begun, 3),
             "startup_seconds": round(prefix_seconds, 3),
             "first_generation_seconds": round(first_seconds, 3),
@@ -183,24 +308,29 @@ def run(
     return Outcome(summary, 0 if summary["finished"] else STATUS_INTERRUPTED, loop.state)
 
 
-def _train(loop: Loop, bar: GenerationBar, trackers: Trackers, stop: list[int]) -> tuple[Metrics, Metrics, float]:
+def _train(loop: Loop, bar: Shown, trackers: Trackers, stop: list[int]) -> Calls[tuple[Metrics, Metrics, float]]:
     """Generations up to the last; returns the first and the last validation, and the first generation's seconds."""
     job, first_seconds = loop.job, 0.0
-    first = dict(job.validate(job.learner.parameters))
+    first = dict((yield Call("validate", (job.start(),))))
     latest = first if loop.generation == 0 else {}
     last = loop.stopping(stop)
+    if job.target is not None and loop.generation and loop.generation % job.validate_every == 0:
+        latest = dict((yield Call("validate", (loop.state,))))  # it may have ended here, and not yet have said so
+        last = last or job.reaches(latest)
     if last:
-        latest = dict(job.validate(loop.state.parameters))
+        latest = latest or dict((yield Call("validate", (loop.state,))))
         loop.snapshot()
     if job.sample is not None and loop.ledger.next_generation == 0:
         loop.ledger.sample(0, job.sample(job.learner.parameters))
     while not last:
-        line = loop.advance()
+        line = yield from loop.advancing()
         first_seconds = first_seconds or line["seconds"]
+        loop.spent += line["seconds"]
         last = loop.stopping(stop)
         if last or loop.generation % job.validate_every == 0:
-            latest = dict(job.validate(loop.state.parameters))
+            latest = dict((yield Call("validate", (loop.state,))))
             line |= latest
+            last = last or job.reaches(latest)
             if job.sample is not None and loop.is_new(line):
                 loop.ledger.sample(loop.generation, job.sample(loop.state.parameters))
         if loop.is_new(line):

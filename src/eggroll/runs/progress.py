@@ -20,13 +20,13 @@ class GenerationBar:
 
     Args:
       job: what stands before the bar.
-      total, done: generations, in all and so far.
+      total: generations, of all runs that it shows.
       log_every: generations between plain lines; 0: none.
       hidden: show nothing at all.
     """
 
-    def __init__(self, job: str, total: int, done: int = 0, log_every: int = 0, hidden: bool = False) -> None:
-        self._job, self._total, self._done, self._log_every = job, total, done, 0 if hidden else log_every
+    def __init__(self, job: str, total: int, log_every: int = 0, hidden: bool = False) -> None:
+        self.job, self.log_every = job, 0 if hidden else log_every
         console = Console(file=sys.stderr)
         columns = (
             TextColumn("{task.description}"),
@@ -40,7 +40,7 @@ class GenerationBar:
         self._progress = Progress(
             *columns, console=console, disable=quiet, refresh_per_second=REFRESHES_PER_SECOND, redirect_stdout=False
         )
-        self._task = self._progress.add_task(job, total=total, completed=done, metric="", throughput="")
+        self._task = self._progress.add_task(job, total=total, metric="", throughput="")
 
     def __enter__(self) -> GenerationBar:
         self._progress.start()
@@ -51,15 +51,41 @@ class GenerationBar:
     ) -> None:
         self._progress.stop()
 
-    def advance(self, metric: str = "", throughput: str = "") -> None:
-        """One generation is done."""
-        self._done += 1
+    def of(self, run: str, total: int) -> Shown:
+        """The part of one run of `total` generations; `run` names it in plain lines where there are several."""
+        return Shown(self, run, total)
+
+    def move(self, generations: int, metric: str = "", throughput: str = "") -> None:
+        """So many more are done."""
         if not self._progress.disable:
-            self._progress.update(self._task, advance=1, metric=metric, throughput=throughput)
-        if self._log_every and (self._done % self._log_every == 0 or self._done == self._total):
-            parts = (f"{self._job} {self._done}/{self._total}", metric, throughput)
-            self.note("  ".join(part for part in parts if part))
+            self._progress.update(self._task, advance=generations, metric=metric, throughput=throughput)
 
     def note(self, line: str) -> None:
         """Print a line above the bar, on any kind of standard error."""
         self._progress.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+class Shown:
+    """One run on a bar, which may be that of several."""
+
+    def __init__(self, bar: GenerationBar, run: str, total: int) -> None:
+        self._bar, self._run, self._total, self._done = bar, run, total, 0
+
+    def begin(self, done: int) -> None:
+        """It stands at a generation."""
+        self._done = done
+        self._bar.move(done)
+
+    def advance(self, metric: str = "", throughput: str = "") -> None:
+        """One generation is done."""
+        bar = self._bar
+        self._done += 1
+        bar.move(1, metric, throughput)
+        if bar.log_every and (self._done % bar.log_every == 0 or self._done == self._total):
+            name = " ".join(part for part in (bar.job, self._run) if part)
+            parts = (f"{name} {self._done}/{self._total}", metric, throughput)
+            self.note("  ".join(part for part in parts if part))
+
+    def note(self, line: str) -> None:
+        """Print a line above the bar."""
+        self._bar.note(line)

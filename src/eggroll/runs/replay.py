@@ -103,7 +103,7 @@ def replay(
             found.generation += 1
             if found.generation in present and folder is not None:
                 _verify(found, folder, exact=learner.is_integer or _same_machine(segment.header, learner))
-            bar.advance()
+            bar.move(1)
     jax.block_until_ready(found.parameters)
     found.seconds = time.perf_counter() - start
     return found

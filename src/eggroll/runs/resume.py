@@ -48,13 +48,16 @@ def check_change(changes: dict[str, tuple[Any, Any]], on_change: str) -> None:
         )
 
 
-def finished_summary(folder: RunFolder, generations: int) -> dict[str, Any] | None:
-    """The summary of a run that has made all its generations; None where there is something left to do."""
+def finished_summary(folder: RunFolder, generations: int, target: float | None = None) -> dict[str, Any] | None:
+    """The summary of a run that has made all its generations, or reached its target; None where there is something left
+    to do, such as after the seconds that it was given."""
     if not (folder.path / "summary.json").exists():
         return None
     summary = folder.read_json("summary.json")
     done = summary.get("generations")
-    return summary if summary.get("finished") is True and isinstance(done, int) and done >= generations else None
+    reached = target is not None and summary.get("target") == target
+    through = isinstance(done, int) and done >= generations
+    return summary if summary.get("finished") is True and (through or reached) else None
 
 
 def change_settings(

@@ -101,9 +101,9 @@ def train(
     job: Job[Any] = Job(
         name=JOB,
         config=config,
-        learner=_learner(es, state, frames),
+        learner=strategy_learner(es, state, frames),
         evaluate=_evaluator(es, state.seed, fitness, arguments, has_aux),
-        validate=validate or (lambda params: {}),
+        validate=lambda state: validate(state.parameters) if validate else {},
         main_metric="fitness_mean",
         units=("members", es.population_size),
         generations=generations,
@@ -151,7 +151,7 @@ def replay(
             raise UsageError(f"expected the journal of eggroll.train, got {path} of another job; use eggroll replay")
         es = es.with_chunk_size(chunk)
         state = es.init(params, seed)
-        learner = _learner(es, state, journal.header["frames"])
+        learner = strategy_learner(es, state, journal.header["frames"])
         found = replay_journal(journal, lambda header: learner, to=to, folder=folder)
     summary = {
         "generation": found.generation,
@@ -209,7 +209,9 @@ def _kinds(tree: Any) -> list[str]:
     return [f"{leaf.dtype}{list(leaf.shape)}" for leaf in jax.tree.leaves(tree)]
 
 
-def _learner(es: EvolutionStrategy, state: State, frames: str | None) -> Learner[Any]:
+def strategy_learner(es: EvolutionStrategy, state: State, frames: str | None = None) -> Learner[Any]:
+    """A strategy's start and update, as the loop and a replay want them; its settings are the header's."""
+
     def update(params: Any, opt_state: Any, weights: np.ndarray, generation: int) -> tuple[Any, Any, Metrics]:
         new = es.update(State(params, opt_state, state.seed, jnp.int32(generation)), np.asarray(weights, np.float32))
         return new.params, new.opt_state, {}
@@ -268,7 +270,7 @@ def range_work(
         weights, info = es.weigh(own, values.reshape(es.population_size, *values.shape[2:]))
         members, *sums = np.sum(tallies, axis=0)
         means = {name: float(total / members) for name, total in zip(aux, sums, strict=True)}
-        return Evaluated(np.asarray(weights), None, _info_metrics(info) | means, state.shared)
+        return Evaluated(np.asarray(weights), None, info_metrics(info) | means, state.shared)
 
     def cut(carry: Any, first_pair: int, pairs: int) -> Any:
         return jax.tree.map(lambda leaf: leaf[2 * first_pair : 2 * (first_pair + pairs)], carry)
@@ -280,10 +282,11 @@ def range_work(
 
 
 def _metrics(info: Info, aux: Any) -> Metrics:
-    return _info_metrics(info) | {name: float(np.mean(value)) for name, value in (aux or {}).items()}
+    return info_metrics(info) | {name: float(np.mean(value)) for name, value in (aux or {}).items()}
 
 
-def _info_metrics(info: Info) -> Metrics:
+def info_metrics(info: Info) -> Metrics:
+    """Of the population's fitness, for a line of metrics."""
     names = ("fitness_mean", "fitness_max", "fitness_min", "fitness_std", "sigma")
     return {name: float(getattr(info, name)) for name in names} | {"nan_count": int(info.nan_count)}
 
