@@ -125,9 +125,10 @@ def _own_name(adapter: ModuleType, place: _Place, name: str) -> str:
     """The name as the family spells it; a family that lists no names checks them itself."""
     known: list[str] = adapter.names()
     spelled = {_plain(own): own for own in known}
-    for wanted in (place.own, f"{place.family}_{place.own}"):  # mpe/simple_tag_v3 for MPE_simple_tag_v3
+    stem, colon, suffix = place.own.partition(":")  # kinetix: the kind of actions follows a colon
+    for wanted in (stem, f"{place.family}_{stem}", f"{place.family}-{stem}-v0", f"{stem}-v0", f"{stem}-v1"):
         if _plain(wanted) in spelled:
-            return spelled[_plain(wanted)]
+            return spelled[_plain(wanted)] + colon + suffix
     if known:
         raise _unknown(name, [f"{place.family}/{own}" for own in known])
     return place.own
@@ -140,5 +141,5 @@ def _unknown(name: str, known: list[str]) -> UsageError:
     listed = f"near: {', '.join(near)}" if near else f"known: {', '.join(known)}"
     families = ", ".join(_FAMILIES)
     return UsageError(
-        f"expected the name of an environment, got {name!r}; {listed}; or give FAMILY/NAME, the family one of {families}"
+        f"expected the name of an environment, got {name!r}; {listed}; or give FAMILY/NAME, FAMILY being {families}"
     )
