@@ -81,7 +81,7 @@ def make(name: str, *, max_steps: int | None = None) -> Environment:
     if max_steps is not None and max_steps < 1:
         raise UsageError(f"expected max_steps ≥ 1, got {max_steps}; leave it out for the environment's own")
     place = _place(name)
-    environment = dataclasses.replace(_build(place, name), name=_canonical(place))
+    environment = _build(place, name)
     return environment if max_steps is None else dataclasses.replace(environment, max_steps=max_steps)
 
 
@@ -111,7 +111,8 @@ def _build(place: _Place, name: str) -> Environment:
     """The family's environment of that name; `name` is what the user wrote."""
     try:
         adapter = import_module(f"eggroll.rl.environments.{place.family}")
-        return adapter.make(_own_name(adapter, place, name))
+        place = place._replace(own=_own_name(adapter, place, name))
+        return dataclasses.replace(adapter.make(place.own), name=_canonical(place))
     except ModuleNotFoundError as error:
         package = (error.name or place.family).partition(".")[0]
         if package == "eggroll":
