@@ -20,7 +20,7 @@ from matplotlib.animation import AbstractMovieWriter
 from eggroll.core.errors import UsageError
 from eggroll.rl.environments.base import ActionSpace, Discrete, Environment, MultiDiscrete, Step
 
-_LIMITS = ("time_limit", "num_items", "num_cities", "num_nodes")
+_LIMITS = ("time_limit", "num_items", "num_cities")
 """Attributes that bound the steps of an episode: the limit itself, or what is taken one by one."""
 
 _NO_LIMIT = 1000
@@ -30,7 +30,7 @@ _HUGE = 100.0
 """Observed numbers with a bound above this are divided by it."""
 
 _PIXELS = 400
-"""Width and height of a picture."""
+"""Width of a picture."""
 
 
 def names() -> list[str]:
@@ -45,13 +45,16 @@ def make(name: str) -> Environment:
     Numbers are as they come (a board of 2048 holds exponents), except those whose declared bound is above 100, which
     are divided by it: of the paper's three, only Snake's step counter. Where Jumanji gives each of several agents a
     reward (Connector, LevelBasedForaging), theirs are summed, and one policy acts for all. `max_steps` is the
-    environment's time limit, else the number of items, cities or nodes, else 1000; an invalid action is as Jumanji has
+    environment's time limit, else the number of items or cities, else 1000; an invalid action is as Jumanji has
     it (it ends Knapsack and Snake, and does nothing in Game2048).
 
     Raises:
-      UsageError: no such environment; its action cannot be expressed.
+      UsageError: no such environment; its action cannot be expressed; its data cannot be loaded (Sokoban).
     """
-    env = jumanji.make(_registered(name))
+    try:
+        env = jumanji.make(_registered(name))
+    except OSError as error:  # Sokoban loads its levels from a hub
+        raise UsageError(f"expected {name} to load its data, got {type(error).__name__}; connect to the net") from None
     space = _space(name, env.action_spec)
     scales = _scales(env.observation_spec)
 
@@ -134,15 +137,15 @@ class _Frames(AbstractMovieWriter):
         return True
 
     def setup(self, fig: Any, outfile: Any, dpi: float | None = None) -> None:
-        """Not the base's, which wants the folder of `outfile`."""
+        """Not the base's, which wants the folder of `outfile`; `dpi` follows from the width."""
         self.fig = fig
-        self.dpi = dpi
+        self.dpi = _PIXELS / fig.get_size_inches()[0]
 
     def grab_frame(self, **options: Any) -> None:
         buffer = io.BytesIO()
         self.fig.savefig(buffer, format="rgba", dpi=self.dpi)
-        width, height = (self.fig.get_size_inches() * self.dpi).astype(int)
-        self.frames.append(np.frombuffer(buffer.getvalue(), np.uint8).reshape(height, width, 4)[..., :3].copy())
+        pixels = np.frombuffer(buffer.getvalue(), np.uint8).reshape(-1, _PIXELS, 4)
+        self.frames.append(pixels[..., :3].copy())
 
     def finish(self) -> None:
         """Nothing to close."""
@@ -151,14 +154,13 @@ class _Frames(AbstractMovieWriter):
 def _renderer(env: Any) -> Callable[[Sequence[Any]], list[np.ndarray]]:
     def render(states: Sequence[Any]) -> list[np.ndarray]:
         """Jumanji's own animation; Matplotlib is put back as it was, but for figures of another backend."""
-        before = matplotlib.get_backend()
+        writer, before = _Frames(), matplotlib.get_backend()
         pyplot.switch_backend("agg")
         try:
-            animation = env.animate(list(states))
-            writer = _Frames()
-            animation.save("", writer=writer, dpi=_PIXELS / animation._fig.get_size_inches()[0])
+            # Snake's leaves out the first state, so that one is given twice
+            env.animate([states[0], *states]).save("", writer=writer)
         finally:
             pyplot.switch_backend(before)
-        return writer.frames
+        return writer.frames[-len(states) :]
 
     return render
