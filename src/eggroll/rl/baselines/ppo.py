@@ -1,7 +1,7 @@
 """PPO, as rejax has it, on an environment of ours. Imports rejax.
 
-What is not rejax's here: an optimiser that clips the gradient's global norm and may anneal (`_Ppo`), and a state of
-plain arrays. rejax's own train state is of a class made anew at each start, so that no two have one structure.
+What is not rejax's here: an optimiser that clips the gradient's global norm and may anneal, and a state of plain
+arrays. rejax's own train state is of a class made anew at each start, so that no two have one structure.
 """
 
 from __future__ import annotations
@@ -12,10 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from flax.training.train_state import TrainState
 from gymnax.environments import spaces
-from rejax.algos.algorithm import register_init
 from rejax.algos.ppo import PPO
 
 from eggroll.core.errors import UsageError
@@ -85,27 +83,6 @@ class GymnaxFace:
         return spaces.Discrete(space.n if isinstance(space, Discrete) else math.prod(space.sizes))
 
 
-class _Ppo(PPO):
-    """rejax's PPO with the optimiser that its sources mean.
-
-    rejax's `max_grad_norm` bounds each number of a gradient (`optax.clip`), which no publication means by a norm, and
-    its learning rate is constant. Both are settings of the optimiser, which this overrides and nothing else.
-    """
-
-    anneal: int = struct.field(pytree_node=False, default=0)
-
-    @register_init
-    def initialize_network_params(self, rng: Any) -> dict[str, Any]:
-        """Networks as rejax makes them, each with the optimiser of ours."""
-        made = super().initialize_network_params(rng)
-        updates = self.anneal * self.num_epochs * self.num_minibatches
-        optimiser = adam(self.learning_rate, self.max_grad_norm, updates)
-        return {
-            name: TrainState.create(apply_fn=(), params=train_state.params, tx=optimiser)
-            for name, train_state in made.items()
-        }
-
-
 def make_ppo(environment: Environment, settings: PpoSettings) -> Baseline:
     """Proximal policy optimisation on an environment of one agent.
 
@@ -118,7 +95,11 @@ def make_ppo(environment: Environment, settings: PpoSettings) -> Baseline:
     _check(environment)
     face = GymnaxFace(environment, settings.reward_scale)
     algorithm = _algorithm(face, settings)
-    like = jax.eval_shape(algorithm.init_state, jax.random.key(0))
+
+    def start_rejax(key: Any) -> Any:
+        return _mended(algorithm.init_state(key), settings)
+
+    like = jax.eval_shape(start_rejax, jax.random.key(0))
     places, structure = jax.tree.flatten_with_path(like)
     names = [jax.tree_util.keystr(place) for place, _ in places]
 
@@ -130,7 +111,7 @@ def make_ppo(environment: Environment, settings: PpoSettings) -> Baseline:
         return jax.tree.unflatten(structure, leaves)
 
     def start(key: Any) -> dict[str, Any]:
-        return to_plain(_real_statistics(algorithm.init_state(key)))
+        return to_plain(start_rejax(key))
 
     def iterate(state: dict[str, Any]) -> dict[str, Any]:
         return to_plain(algorithm.train_iteration(to_rejax(state)))
@@ -141,32 +122,42 @@ def make_ppo(environment: Environment, settings: PpoSettings) -> Baseline:
     return Baseline(start, iterate, act, settings.batch)
 
 
-def _algorithm(face: GymnaxFace, settings: PpoSettings) -> _Ppo:
-    return _Ppo.create(
+def _algorithm(face: GymnaxFace, settings: PpoSettings) -> PPO:
+    return PPO.create(
         env=face,
         agent_kwargs={"activation": settings.activation, "hidden_layer_sizes": settings.hidden},
         num_envs=settings.num_envs,
         num_steps=settings.num_steps,
         num_epochs=settings.num_epochs,
         num_minibatches=settings.num_minibatches,
-        learning_rate=settings.learning_rate,
         gamma=settings.gamma,
         gae_lambda=settings.gae_lambda,
         clip_eps=settings.clip,
         ent_coef=settings.entropy,
         vf_coef=settings.value_coefficient,
-        max_grad_norm=settings.max_grad_norm,
         normalize_observations=settings.normalize_observations,
         normalize_rewards=settings.normalize_rewards,
         reward_normalization_discount=settings.gamma,
-        anneal=settings.anneal,
     )
 
 
-def _real_statistics(train_state: Any) -> Any:
-    # rejax starts mean and variance of rewards as the integers 0 and 1, and its first step makes them floats.
+def _mended(train_state: Any, settings: PpoSettings) -> Any:
+    """rejax's train state at the start, with the optimiser that `settings` mean.
+
+    rejax's own `max_grad_norm` bounds each number of a gradient (`optax.clip`), which no publication means by a norm,
+    and its learning rate is constant. Its mean and variance of rewards start as integers and become floats.
+    """
+    optimiser = adam(
+        settings.learning_rate,
+        settings.max_grad_norm,
+        updates=settings.anneal * settings.num_epochs * settings.num_minibatches,
+    )
+    actor, critic = (
+        TrainState.create(apply_fn=(), params=made.params, tx=optimiser)
+        for made in (train_state.actor_ts, train_state.critic_ts)
+    )
     rewards = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), train_state.rew_rms_state)
-    return train_state.replace(rew_rms_state=rewards)
+    return train_state.replace(actor_ts=actor, critic_ts=critic, rew_rms_state=rewards)
 
 
 def _check(environment: Environment) -> None:
