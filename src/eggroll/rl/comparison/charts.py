@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 ACROSS: dict[Axis, str] = {"steps": "environment steps", "seconds": "wall-clock seconds"}
-LONGEST_NAME = 20
-"""Characters of an environment beside its bars."""
+LONGEST_NAME = 19
+"""Characters of an environment beside its bars on the page."""
 _BAR = 0.8
 
 
@@ -69,7 +69,7 @@ def _group(index: int, curve: Learned) -> GroupCurves:
     return GroupCurves(index, curve.mean, band, None, curve.seeds)
 
 
-def draw_ratios(axes: Axes, found: Sequence[Ratio], ink: Ink) -> None:
+def draw_ratios(axes: Axes, found: Sequence[Ratio], ink: Ink, *, longest: int = LONGEST_NAME) -> None:
     """A bar for each ratio, whiskers over its spread, environments from top to bottom, and a line at 1."""
     names = list(dict.fromkeys(ratio.environment for ratio in found))
     indices = sorted({ratio.index for ratio in found})
@@ -86,7 +86,7 @@ def draw_ratios(axes: Axes, found: Sequence[Ratio], ink: Ink) -> None:
     axes.axvline(1, color=ink.text, linewidth=1.1)
     axes.set_xlim(0, 1.06 * max(1.0, *(ratio.high for ratio in found)))
     axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.set_yticks(range(len(names)), [drawable(name, longest=LONGEST_NAME) for name in names])
+    axes.set_yticks(range(len(names)), [drawable(name, longest=longest) for name in names])
     for label in axes.get_yticklabels():
         label.set_parse_math(False)
     axes.set_xlabel("speed of a generation, OpenES = 1", color=ink.text, labelpad=2)

@@ -15,6 +15,8 @@ from eggroll.runs.report.charts import Curve
 
 MOST_POINTS = 200
 SHARES = 101
+CLEAR = 3.0
+"""Standard errors that PPO's improvement must have for a scale without a warning."""
 NEARLY = 0.95
 """Share of the largest budget of an environment from which on a curve counts as having had all of it: populations and
 episodes come in whole numbers, so that budgets are never quite the same."""
@@ -136,7 +138,7 @@ def improvement(setting: Setting) -> tuple[float, float | None] | None:
 
 
 def scale_of(environment: Environment) -> tuple[Scale | None, str]:
-    """PPO's scale on an environment; or None, and why there is none."""
+    """PPO's scale on an environment, and what makes it doubtful; or None, and why there is none."""
     setting = environment.first(*BASELINES)
     if setting is None:
         return None, "no run of PPO"
@@ -148,7 +150,10 @@ def scale_of(environment: Environment) -> tuple[Scale | None, str]:
     told = [trial for trial in setting.counted if trial.start is not None and trial.final is not None]
     start = mean_of([trial.start for trial in told if trial.start is not None])
     end = mean_of([trial.final for trial in told if trial.final is not None])
-    return Scale(start, end), "" if any(trial.finished for trial in told) else "PPO has not finished"
+    doubts = [] if any(trial.finished for trial in told) else ["PPO has not finished"]
+    if rise[1] and rise[0] < CLEAR * rise[1]:
+        doubts.append(f"PPO improved by only {rise[0] / rise[1]:.1f} standard errors")
+    return Scale(start, end), ", ".join(doubts)
 
 
 def over_environments(found: Sequence[Environment], index: int) -> tuple[Learned | None, int]:

@@ -27,7 +27,8 @@ _BARS_LEFT, _BAR_ROW = 132, 20
 _SCALE = (
     "Normalised return: 0 is the return of PPO's untrained policy, 1 what PPO ended with. Lines are means over seeds, "
     "bands ±1 standard error, faint lines single seeds. All environments: the mean over those that are normalised, "
-    "± standard error over environments, by the share of an environment's steps."
+    "± standard error over environments, by the share of an environment's steps; a line ends where one of its "
+    "environments has no value of every seed."
 )
 _SPEED = (
     "Median time of a generation of OpenES divided by that of EGGROLL: above 1 EGGROLL is faster. Whiskers: from the "
@@ -45,11 +46,11 @@ def compared(runs: Sequence[Run]) -> Extra:
     speed = [ratio for one in found for ratio in ratios(one)]
     charts = [overall, *normalised] if overall is not None else normalised
     sections = [
-        ("Return relative to PPO", _relative(found, overall, normalised, legend)),
+        ("Return relative to PPO", _relative(found, overall, normalised, labels)),
         ("Speed relative to OpenES", _speed(speed, labels, legend)),
         ("Algorithms and environments", join(results(found), _notes(found))),
-        ("Return against environment steps", join(legend, _charts(shown, "steps"))),
-        ("Return against wall-clock time", join(legend, _charts(shown, "seconds"))),
+        ("Return against environment steps", join(legend, _charts(shown, "steps", labels))),
+        ("Return against wall-clock time", join(legend, _charts(shown, "seconds", labels))),
     ]
     draw = functools.partial(picture, charts, speed, labels) if charts or speed else None
     return Extra("rl", tuple(sections), draw)
@@ -61,12 +62,12 @@ def _legend(labels: Sequence[str]) -> Markup:
 
 
 def _relative(
-    found: Sequence[Environment], overall: Chart | None, normalised: Sequence[Chart], legend: Markup
+    found: Sequence[Environment], overall: Chart | None, normalised: Sequence[Chart], labels: Sequence[str]
 ) -> Markup:
     """Without any scale the charts would be those of another section again."""
     if overall is not None:
-        figures = [_figure(f"rl-n{index}", chart) for index, chart in enumerate((overall, *normalised))]
-        return join(legend, note(_SCALE), element("div", *figures, class_="charts"))
+        figures = [_figure(f"rl-n{index}", chart, labels) for index, chart in enumerate((overall, *normalised))]
+        return join(_legend(labels), note(_SCALE), element("div", *figures, class_="charts"))
     reasons: dict[str, list[str]] = {}
     for environment in found:
         scale, why = scale_of(environment)
@@ -98,18 +99,20 @@ def _speed(found: Sequence[Ratio], labels: Sequence[str], legend: Markup) -> Mar
     return join(legend if len(indices) > 1 else None, note(_SPEED), element("figure", caption, drawn))
 
 
-def _charts(shown: Sequence[Environment], axis: Axis) -> Markup:
+def _charts(shown: Sequence[Environment], axis: Axis, labels: Sequence[str]) -> Markup:
     charts = [chart for one in shown if (chart := return_chart(one, axis)) is not None]
     if not charts:
         return element("p", "There are no returns to draw yet.")
-    figures = [_figure(f"rl-{axis}{index}", chart) for index, chart in enumerate(charts)]
+    figures = [_figure(f"rl-{axis}{index}", chart, labels) for index, chart in enumerate(charts)]
     return element("div", *figures, class_="charts")
 
 
-def _figure(prefix: str, chart: Chart) -> Markup:
+def _figure(prefix: str, chart: Chart, labels: Sequence[str]) -> Markup:
     """A chart with its caption, and its ends in words for those who do not see it."""
     caption = element("figcaption", element("b", chart.name), " ", chart.note)
-    return element("figure", caption, svg(chart, prefix, f"{chart.name}: {chart.note}, over {chart.across}"))
+    lines = [(labels[one.group], one.mean.value) for one in chart.curves if one.mean is not None]
+    ends = "; ".join(f"{label} from {compact(value[0])} to {compact(value[-1])}" for label, value in lines[:20])
+    return element("figure", caption, svg(chart, prefix, f"{chart.name}: {chart.note} over {chart.across}: {ends}"))
 
 
 def _notes(found: Sequence[Environment]) -> Markup | None:

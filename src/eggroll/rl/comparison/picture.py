@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -41,7 +42,7 @@ def picture(charts: Sequence[Chart], found: Sequence[Ratio], labels: Sequence[st
             _draw(figure.add_subplot(grid[place // columns, place % columns]), chart)
         if found:
             bars = figure.add_subplot(grid[-1, :])
-            draw_ratios(bars, found, PAPER)
+            draw_ratios(bars, found, PAPER, longest=40)
             bars.set_title("Time per generation: EGGROLL against OpenES", fontsize=10, loc="left")
         _legend(figure, labels)
         figure.savefig(out, format="png", dpi=110, metadata={"Software": None})
@@ -52,9 +53,8 @@ def _draw(axes: Axes, chart: Chart) -> None:
     draw_chart(axes, chart, PAPER)
     axes.set_title(drawable(chart.name, longest=40), fontsize=10, loc="left", parse_math=False)
     axes.set_xlabel(chart.across, fontsize=8)
-    axes.set_ylabel(
-        drawable(chart.note, longest=80).replace("; ", "\n").replace(": ", ":\n"), fontsize=7.5, parse_math=False
-    )
+    told = "\n".join(textwrap.wrap(drawable(chart.note, longest=120), 32))
+    axes.set_ylabel(told, fontsize=7.5, parse_math=False)
 
 
 def _legend(figure: Figure, labels: Sequence[str]) -> None:
