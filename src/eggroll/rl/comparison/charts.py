@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 ACROSS: dict[Axis, str] = {"steps": "environment steps", "seconds": "wall-clock seconds"}
-LONGEST_NAME = 19
+LONGEST_NAME = 18
 """Characters of an environment beside its bars on the page."""
 _BAR = 0.8
 

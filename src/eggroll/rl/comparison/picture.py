@@ -51,7 +51,7 @@ def picture(charts: Sequence[Chart], found: Sequence[Ratio], labels: Sequence[st
 
 def _draw(axes: Axes, chart: Chart) -> None:
     draw_chart(axes, chart, PAPER)
-    axes.set_title(drawable(chart.name, longest=40), fontsize=10, loc="left", parse_math=False)
+    axes.set_title(drawable(chart.name, longest=28), fontsize=9.5, loc="left", parse_math=False)
     axes.set_xlabel(chart.across, fontsize=8)
     told = "\n".join(textwrap.wrap(drawable(chart.note, longest=120), 32))
     axes.set_ylabel(told, fontsize=7.5, parse_math=False)
