@@ -87,7 +87,7 @@ def report(arguments: Sequence[str]) -> int:
     from eggroll.runs.report import ReportConfig
     from eggroll.runs.report import report as run
 
-    print(json.dumps(run(_parse(ReportConfig, "report", arguments))))
+    print(json.dumps(run(_parse(ReportConfig, "report", arguments), _extras_of)))
     return 0
 
 
@@ -135,6 +135,16 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 
 LEARNERS = {"pretrain": "eggroll.pretrain.job"}
 """Job → module whose `learner_of` makes its learner of a journal's header, and `worker_job` the job for a worker."""
+
+
+COMPARISONS = {"rl": "eggroll.rl.comparison", "marl": "eggroll.rl.comparison"}
+"""Job → module whose `compared` makes of all runs of a report what it has to say of those of this job."""
+
+
+def _extras_of(runs: Sequence[Any]) -> list[Any]:
+    jobs = [run.config.get("job") for run in runs]
+    modules = dict.fromkeys(COMPARISONS[job] for job in jobs if isinstance(job, str) and job in COMPARISONS)
+    return [importlib.import_module(name).compared(runs) for name in modules]
 
 
 def _peers(command: str, arguments: Sequence[str]) -> contextlib.AbstractContextManager[Any]:

@@ -141,7 +141,7 @@ def test_seeds_are_a_mean_with_its_standard_error(tmp_path):
     three, alone = charts["loss"].curves
     values = np.array([[6.0, 4.7, 4.3, 3.9]]) + np.array(shifts)[:, None]
     error = values.std(0, ddof=1) / math.sqrt(3)
-    np.testing.assert_allclose(three.mean.generation, [0, 3, 7, 11])
+    np.testing.assert_allclose(three.mean.at, [0, 3, 7, 11])
     np.testing.assert_allclose(three.mean.value, values.mean(0))
     np.testing.assert_allclose(three.band.low, values.mean(0) - error)
     np.testing.assert_allclose(three.band.high, values.mean(0) + error)

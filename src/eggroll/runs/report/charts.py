@@ -20,9 +20,9 @@ POPULATION = ("fitness_mean", "fitness_std", "fitness_min", "fitness_max")
 
 @dataclass(frozen=True)
 class Curve:
-    """A line."""
+    """A line; `at` are places along the axis of its chart."""
 
-    generation: Float64[np.ndarray, " bins"]
+    at: Float64[np.ndarray, " bins"]
     value: Float64[np.ndarray, " bins"]
 
 
@@ -30,7 +30,7 @@ class Curve:
 class Band:
     """What lies between two lines; NaN where it is not known."""
 
-    generation: Float64[np.ndarray, " bins"]
+    at: Float64[np.ndarray, " bins"]
     low: Float64[np.ndarray, " bins"]
     high: Float64[np.ndarray, " bins"]
 
@@ -56,12 +56,20 @@ class GroupCurves:
 
 @dataclass(frozen=True)
 class Chart:
-    """One chart: a metric of all groups. `frame` limits the axis; what lies outside is told in `note`."""
+    """One chart: a metric of all groups.
+
+    Args:
+      frame: limits of the value's axis; what lies outside is told in `note`.
+      across: what lies along the other axis.
+      reference: a value that the curves are to be held against, drawn as a line.
+    """
 
     name: str
     note: str
     curves: tuple[GroupCurves, ...]
     frame: tuple[float, float] | None = None
+    across: str = "generation"
+    reference: float | None = None
 
 
 def main_metrics(runs: Sequence[Run]) -> list[str]:

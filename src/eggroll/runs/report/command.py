@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from eggroll.core.errors import UsageError
 from eggroll.runs.folder import RunError, put_whole
 from eggroll.runs.report.charts import make_charts
 from eggroll.runs.report.groups import grouped, shortened
-from eggroll.runs.report.history import read_run
+from eggroll.runs.report.history import Run, read_run
+from eggroll.runs.report.markup import Markup
 from eggroll.runs.report.page import make_page
 
 MOST_BINS = 256
@@ -28,7 +30,7 @@ class ReportConfig:
     out: Path = Path("report.html")
     """Page to write; replaced if it exists."""
     png: Path | None = None
-    """Picture of the curves to write beside it; none: no picture."""
+    """Picture of the curves to write beside it, and NAME-rl.png of reinforcement learning; none: no picture."""
 
     def __post_init__(self) -> None:
         if not self.runs:
@@ -40,9 +42,31 @@ class ReportConfig:
             raise UsageError(f"expected --png to end in .png, got {self.png}; name the picture to write")
 
 
-def report(config: ReportConfig) -> dict[str, Any]:
-    """Write the page, and the picture if there is to be one.
+@dataclass(frozen=True)
+class Extra:
+    """What an application adds to a report of its own runs.
 
+    Args:
+      name: a word that tells its picture apart: beside `--png curves.png` comes `curves-NAME.png`.
+      sections: titles and contents, shown before the report's own; ids in them must not begin with `c` and a digit.
+      picture: draws the application's picture, as the bytes of a PNG; None where there is nothing to draw.
+    """
+
+    name: str
+    sections: tuple[tuple[str, Markup], ...]
+    picture: Callable[[], bytes] | None = None
+
+
+def no_extras(runs: Sequence[Run]) -> tuple[Extra, ...]:
+    """A report of what every run has, and nothing else."""
+    return ()
+
+
+def report(config: ReportConfig, extras: Callable[[Sequence[Run]], Sequence[Extra]] = no_extras) -> dict[str, Any]:
+    """Write the page, and the pictures if there are to be any.
+
+    Args:
+      extras: what applications add, given the runs.
     Returns:
       Paths and sizes of what was written, and the runs in their groups.
     Raises:
@@ -61,7 +85,8 @@ def report(config: ReportConfig) -> dict[str, Any]:
         if len(runs) == 1
         else _counted(len(runs), "run") + " of " + _counted(len(groups), "setting")
     )
-    page = make_page(title, runs, groups, charts).encode()
+    added = extras(runs)
+    page = make_page(title, runs, groups, charts, [one for extra in added for one in extra.sections]).encode()
     written: dict[str, Any] = {
         "runs": [run.name for run in runs],
         "groups": [{"name": group.letter, "runs": [run.name for run in group.runs]} for group in groups],
@@ -75,6 +100,11 @@ def report(config: ReportConfig) -> dict[str, Any]:
         picture = png(charts, groups, title)
         _write(config.png, picture)
         written |= {"png": str(config.png), "png_bytes": len(picture)}
+        for extra in added:
+            if extra.picture is not None:
+                beside = config.png.with_stem(f"{config.png.stem}-{extra.name}")
+                _write(beside, extra.picture())
+                written[f"{extra.name}_png"] = str(beside)
     return written
 
 

@@ -6,9 +6,9 @@ import io
 import itertools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -40,7 +40,8 @@ class Ink:
 
 # Colours that nothing else has: they are replaced by what the page's style sheet says.
 _SENTINELS = Ink("#010101", "#020202", tuple(f"#0300{index:02x}" for index in range(len(LIGHT))))
-_PAPER = Ink("#222222", "#dddddd", LIGHT)
+PAPER = Ink("#222222", "#dddddd", LIGHT)
+"""Of a picture on white."""
 
 
 def dashes(index: int) -> tuple[float, ...]:
@@ -60,17 +61,33 @@ def svg(chart: Chart, prefix: str, label: str) -> Markup:
       prefix: what its ids begin with; must differ between the charts of a page.
       label: said in its place by a screen reader.
     """
+
+    def draw(axes: Axes, ink: Ink) -> None:
+        draw_chart(axes, chart, ink)
+        axes.set_xlabel(chart.across, color=ink.text, labelpad=2)
+
+    return drawing(draw, prefix, label)
+
+
+def drawing(
+    draw: Callable[[Axes, Ink], None], prefix: str, label: str, *, height: int = HEIGHT, left: int = 50
+) -> Markup:
+    """Whatever `draw` puts on axes, as inline SVG like that of `svg`.
+
+    Args:
+      height: of the drawing, in pixels of which it is `WIDTH` wide.
+      left: pixels for what stands left of the axes.
+    """
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
     out = io.StringIO()
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "eggroll", "font.size": 11}):
-        figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72), dpi=72)
-        axes = figure.add_axes((50 / WIDTH, 40 / HEIGHT, (WIDTH - 62) / WIDTH, (HEIGHT - 48) / HEIGHT))
-        _draw(axes, chart, _SENTINELS)
-        axes.set_xlabel("generation", color=_SENTINELS.text, labelpad=2)
+        figure = Figure(figsize=(WIDTH / 72, height / 72), dpi=72)
+        axes = figure.add_axes((left / WIDTH, 40 / height, (WIDTH - left - 12) / WIDTH, (height - 48) / height))
+        draw(axes, _SENTINELS)
         figure.savefig(out, format="svg", transparent=True)
-    return _inline(out.getvalue(), prefix, label)
+    return _inline(out.getvalue(), prefix, label, height)
 
 
 def png(charts: Sequence[Chart], groups: Sequence[Group], title: str) -> bytes:
@@ -91,10 +108,10 @@ def png(charts: Sequence[Chart], groups: Sequence[Group], title: str) -> bytes:
             if chart is None:
                 axes.set_visible(False)
                 continue
-            _draw(axes, chart, _PAPER)
+            draw_chart(axes, chart, PAPER)
             axes.set_title(drawable(chart.name, longest=44), fontsize=10, loc="left", parse_math=False)
-            axes.set_xlabel(drawable("\n".join(("generation", chart.note)), longest=90), fontsize=8, parse_math=False)
-        keys = [Line2D([], [], **_style(index, _PAPER), linewidth=1.6) for index in range(len(groups))]
+            axes.set_xlabel(drawable("\n".join((chart.across, chart.note)), longest=90), fontsize=8, parse_math=False)
+        keys = [Line2D([], [], **line_style(index, PAPER), linewidth=1.6) for index in range(len(groups))]
         names = [drawable(f"{group.letter}  {group.label} ({seeds(group)})", longest=110) for group in groups]
         legend = figure.legend(keys, names, loc="outside lower left", frameon=False, handlelength=4)
         for text in legend.get_texts():
@@ -103,49 +120,58 @@ def png(charts: Sequence[Chart], groups: Sequence[Group], title: str) -> bytes:
     return out.getvalue()
 
 
-def _style(index: int, ink: Ink) -> dict[str, Any]:
+def line_style(index: int, ink: Ink) -> dict[str, Any]:
+    """Colour and dashes of a group, for matplotlib."""
     dash = dashes(index)
     return {"color": ink.series[index % len(ink.series)], "linestyle": (0, dash) if dash else "-"}
 
 
-def _draw(axes: Axes, chart: Chart, ink: Ink) -> None:
+def draw_chart(axes: Axes, chart: Chart, ink: Ink) -> None:
+    """Lines, bands, grid and ticks of a chart; titles are for the caller."""
+    if chart.reference is not None:
+        axes.axhline(chart.reference, color=ink.text, linewidth=0.9, alpha=0.6)
     for curves in chart.curves:
         _draw_group(axes, curves, ink)
     axes.margins(x=0.02, y=0.06)
     if chart.frame is not None:
         low, high = chart.frame
         axes.set_ylim(low - 0.06 * (high - low), high + 0.06 * (high - low))
-    axes.grid(axis="y", color=ink.grid, linewidth=0.8)
+    plain_axes(axes, ink, grid="y")
+    _set_ticks(axes, whole=chart.across == "generation")
+
+
+def plain_axes(axes: Axes, ink: Ink, *, grid: Literal["x", "y"]) -> None:
+    """A grid across the direction of the values and no frame."""
+    axes.grid(axis=grid, color=ink.grid, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(ink.text)
     axes.tick_params(axis="y", length=0)
     axes.tick_params(colors=ink.text)
-    _set_ticks(axes)
 
 
 def _draw_group(axes: Axes, curves: GroupCurves, ink: Ink) -> None:
-    style = _style(curves.group, ink)
+    style = line_style(curves.group, ink)
     plain = {"color": style["color"], "solid_joinstyle": "round"}
     if (extremes := curves.extremes) is not None:
         for edge in (extremes.low, extremes.high):
-            axes.plot(extremes.generation, edge, linewidth=0.6, alpha=0.7, **plain)
+            axes.plot(extremes.at, edge, linewidth=0.6, alpha=0.7, **plain)
     for run in curves.runs:
         _line(axes, run, linewidth=0.8, alpha=0.45, **plain)
     if (band := curves.band) is not None:
-        axes.fill_between(band.generation, band.low, band.high, color=style["color"], alpha=0.2, linewidth=0)
+        axes.fill_between(band.at, band.low, band.high, color=style["color"], alpha=0.2, linewidth=0)
     if curves.mean is not None:
         _line(axes, curves.mean, linewidth=1.6, **style)
 
 
 def _line(axes: Axes, curve: Curve, **style: Any) -> None:
     """A line of one point would be invisible."""
-    if len(curve.generation) == 1:
+    if len(curve.at) == 1:
         style |= {"marker": "o", "markersize": 4}
-    axes.plot(curve.generation, curve.value, **style)
+    axes.plot(curve.at, curve.value, **style)
 
 
-def _set_ticks(axes: Axes) -> None:
+def _set_ticks(axes: Axes, *, whole: bool) -> None:
     from matplotlib.ticker import Formatter, MaxNLocator
 
     class Compact(Formatter):
@@ -156,12 +182,12 @@ def _set_ticks(axes: Axes) -> None:
             return tick_labels(np.asarray(values, float))
 
     axes.yaxis.set_major_locator(MaxNLocator(5))
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=whole, min_n_ticks=1))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(Compact())
 
 
-def _inline(text: str, prefix: str, label: str) -> Markup:
+def _inline(text: str, prefix: str, label: str, height: int) -> Markup:
     """matplotlib's SVG file as part of a page: no header, no style of its own, ids and colours of the page."""
     body = text[text.index(">", text.index("<svg")) + 1 : text.rindex("</svg>")]
     body = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>|<!--.*?-->", "", body, flags=re.DOTALL)
@@ -175,4 +201,4 @@ def _inline(text: str, prefix: str, label: str) -> Markup:
     body = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d)\d+", r"\1", path[0]).replace("\n", ""), body)
     body = re.sub(r">\s+<", "><", body)
     inner = Markup(element("title", label) + body)
-    return element("svg", inner, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=label)
+    return element("svg", inner, viewBox=f"0 0 {WIDTH} {height}", role="img", aria_label=label)

@@ -94,7 +94,7 @@ def read_run(path: Path, *, bins: int) -> Run:
     notes: list[str] = []
     summary = _summary(path, notes)
     metrics = _Metrics()
-    for line in _lines(path / "metrics.jsonl", notes):
+    for line in json_lines(path / "metrics.jsonl", notes):
         metrics.take(line)
     notes += metrics.notes()
     return Run(
@@ -189,8 +189,8 @@ def _summary(path: Path, notes: list[str]) -> dict[str, Any] | None:
     return None
 
 
-def _lines(path: Path, notes: list[str]) -> Iterator[dict[str, Any]]:
-    """Every line that is a JSON object. The others are counted, but for a last one that is still being written."""
+def json_lines(path: Path, notes: list[str]) -> Iterator[dict[str, Any]]:
+    """Every line that is a JSON object. The others are counted in `notes`, but for a last one that is being written."""
     bad = 0
     try:
         # A pipe under this name would keep the reader waiting for ever.
@@ -220,7 +220,7 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
 def _samples(path: Path, notes: list[str]) -> tuple[Sample, ...]:
     kept: list[Sample] = []
     last = None
-    for line in _lines(path, notes):
+    for line in json_lines(path, notes):
         generation, text = line.get("generation"), line.get("text")
         if type(generation) is int and 0 <= generation < 2**53 and isinstance(text, str):
             last = Sample(generation, text[:LONGEST_SAMPLE])

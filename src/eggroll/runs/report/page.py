@@ -16,8 +16,14 @@ SAMPLES_OF_ALL = 64
 """Samples on a page; with many runs each shows fewer of its earlier ones."""
 
 
-def make_page(title: str, runs: Sequence[Run], groups: Sequence[Group], charts: Sequence[Chart]) -> str:
-    """The whole document."""
+def make_page(
+    title: str,
+    runs: Sequence[Run],
+    groups: Sequence[Group],
+    charts: Sequence[Chart],
+    extra: Sequence[tuple[str, Markup]] = (),
+) -> str:
+    """The whole document; `extra` are titles and contents of sections that come before all others."""
     head = element(
         "head",
         element("meta", charset="utf-8"),
@@ -30,6 +36,7 @@ def make_page(title: str, runs: Sequence[Run], groups: Sequence[Group], charts: 
     body = element(
         "body",
         element("h1", title),
+        *(_section(name, content) for name, content in extra),
         _section("Runs", runs_table(groups), _notes(runs)),
         _section("Results", final_table(groups, runs)),
         _section("Curves", _legend(groups), _charts(charts, groups, runs)),
