@@ -51,7 +51,8 @@ def make(name: str) -> Environment:
         name=name,
         reset=reset,
         step=step,
-        observation_size=int(env.observation_size),
+        # Brax's own observation_size runs a whole reset to find out, a minute for Humanoid.
+        observation_size=int(jax.eval_shape(env.reset, jax.random.key(0)).obs.shape[-1]),
         action_space=Box((-1.0,) * env.action_size, (1.0,) * env.action_size),
         max_steps=_MAX_STEPS,
         render=render,
