@@ -113,16 +113,17 @@ def test_state_is_plain_keeps_its_structure_and_vmaps_over_seeds(several: bool) 
     for before, after in zip(jax.tree.leaves(start(keys[0])), jax.tree.leaves(alone[0]), strict=True):
         assert (before.shape, before.dtype) == (after.shape, after.dtype)
         np.asarray(after)  # refuses typed keys
-    together = jax.jit(jax.vmap(lambda key: baseline.iterate(baseline.iterate(baseline.start(key)))))(keys)
+    both = jax.jit(jax.vmap(baseline.iterate))
+    together = both(both(jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(start, keys))))
     assert_near(together, jax.tree.map(lambda *leaves: jnp.stack(leaves), *alone))
-    differ = [not np.array_equal(*both) for both in zip(*map(jax.tree.leaves, alone), strict=True)]
+    differ = [not np.array_equal(*pair) for pair in zip(*map(jax.tree.leaves, alone), strict=True)]
     assert any(differ)
 
 
 def test_another_baseline_goes_on_from_a_saved_state() -> None:
     first, second = make_ppo(counter(), TINY), make_ppo(counter(), TINY)
     state = jax.tree.map(np.asarray, first.start(jax.random.key(4)))
-    assert_near(first.iterate(state), second.iterate(state))
+    assert_near(*(jax.jit(baseline.iterate)(state) for baseline in (first, second)))
 
 
 @pytest.mark.parametrize("ends_at, max_steps", [(1000, 4), (3, 1000)], ids=["time limit", "done"])
@@ -208,8 +209,9 @@ def test_ippo_improves_on_spread() -> None:
 
 def test_the_learning_rate_falls_to_nothing() -> None:
     baseline = make_ppo(counter(), dataclasses.replace(TINY, anneal=1))
-    once = baseline.iterate(baseline.start(jax.random.key(1)))
-    twice = jax.jit(baseline.iterate)(once)
+    iterate = jax.jit(baseline.iterate)
+    once = iterate(baseline.start(jax.random.key(1)))
+    twice = iterate(once)
     parameters = [name for name in once if ".params" in name]
     assert parameters
     assert all(jnp.array_equal(once[name], twice[name]) for name in parameters)
