@@ -93,7 +93,7 @@ def test_ppo_improves_on_cartpole() -> None:
 def test_ppo_on_continuous_actions_stays_within_bounds() -> None:
     settings = dataclasses.replace(TINY, normalize_observations=True, normalize_rewards=True)
     baseline = make_ppo(pendulum(), settings)
-    state = jax.jit(baseline.iterate)(baseline.start(jax.random.key(1)))
+    state = jax.jit(lambda key: baseline.iterate(baseline.start(key)))(jax.random.key(1))
     keys = jax.random.split(jax.random.key(2), 200)
     actions = jax.vmap(baseline.act, (None, 0, None))(state, keys, jnp.array([1.0, 0.0, 3.0]))
     assert actions.shape == (200, 1)
@@ -105,7 +105,7 @@ def test_ppo_on_continuous_actions_stays_within_bounds() -> None:
 @pytest.mark.parametrize("several", [False, True], ids=["ppo", "ippo"])
 def test_state_is_plain_keeps_its_structure_and_vmaps_over_seeds(several: bool) -> None:
     environment = counter(agents=2 if several else 0)  # whose state holds a typed key
-    baseline = (make_ippo if several else make_ppo)(environment, TINY)
+    baseline, again = ((make_ippo if several else make_ppo)(environment, TINY) for _ in range(2))
     keys = jax.random.split(jax.random.key(3), 2)
     start, iterate = jax.jit(baseline.start), jax.jit(baseline.iterate)
     alone = [iterate(iterate(start(key))) for key in keys]
@@ -113,16 +113,12 @@ def test_state_is_plain_keeps_its_structure_and_vmaps_over_seeds(several: bool) 
     for before, after in zip(jax.tree.leaves(start(keys[0])), jax.tree.leaves(alone[0]), strict=True):
         assert (before.shape, before.dtype) == (after.shape, after.dtype)
         np.asarray(after)  # refuses typed keys
-    together = jax.jit(jax.vmap(lambda key: baseline.iterate(baseline.iterate(baseline.start(key)))))(keys)
+    saved = [jax.tree.map(np.asarray, start(key)) for key in keys]
+    both = jax.jit(jax.vmap(again.iterate))  # a baseline made anew goes on from what another one saved
+    together = both(both(jax.tree.map(lambda *leaves: np.stack(leaves), *saved)))
     assert_near(together, jax.tree.map(lambda *leaves: jnp.stack(leaves), *alone))
-    differ = [not np.array_equal(*both) for both in zip(*map(jax.tree.leaves, alone), strict=True)]
+    differ = [not np.array_equal(*pair) for pair in zip(*map(jax.tree.leaves, alone), strict=True)]
     assert any(differ)
-
-
-def test_another_baseline_goes_on_from_a_saved_state() -> None:
-    first, second = make_ppo(counter(), TINY), make_ppo(counter(), TINY)
-    state = jax.tree.map(np.asarray, first.start(jax.random.key(4)))
-    assert_near(first.iterate(state), second.iterate(state))
 
 
 @pytest.mark.parametrize("ends_at, max_steps", [(1000, 4), (3, 1000)], ids=["time limit", "done"])
@@ -196,20 +192,21 @@ def test_ippo_improves_on_spread() -> None:
     settings = dataclasses.replace(settings, num_steps=100)
     baseline = make_ippo(spread(), settings)
     start = jax.jit(baseline.start)(jax.random.key(1))
-    end = jax.jit(lambda state: jax.lax.fori_loop(0, 60, lambda _, now: baseline.iterate(now), state))(start)
+    end = jax.jit(lambda state: jax.lax.fori_loop(0, 40, lambda _, now: baseline.iterate(now), state))(start)
 
     def random(state: Any, key: Any, observation: Any) -> Any:
         return jax.random.randint(key, (3,), 0, 5)
 
-    before = episode_returns(spread(), random, start, 512)
-    after = episode_returns(spread(), baseline.act, end, 512)
+    before = episode_returns(spread(), random, start, 256)
+    after = episode_returns(spread(), baseline.act, end, 256)
     assert after.mean() > before.mean() + 3 * standard_error(before, after)
 
 
 def test_the_learning_rate_falls_to_nothing() -> None:
     baseline = make_ppo(counter(), dataclasses.replace(TINY, anneal=1))
-    once = baseline.iterate(baseline.start(jax.random.key(1)))
-    twice = jax.jit(baseline.iterate)(once)
+    iterate = jax.jit(baseline.iterate)
+    once = iterate(jax.jit(baseline.start)(jax.random.key(1)))
+    twice = iterate(once)
     parameters = [name for name in once if ".params" in name]
     assert parameters
     assert all(jnp.array_equal(once[name], twice[name]) for name in parameters)

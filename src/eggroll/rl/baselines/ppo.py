@@ -79,7 +79,7 @@ class GymnaxFace:
         """The space as gymnax has it."""
         space = self._environment.action_space
         if isinstance(space, Box):
-            return spaces.Box(np.float32(space.low), np.float32(space.high), (space.size,))
+            return spaces.Box(np.asarray(space.low, np.float32), np.asarray(space.high, np.float32), (space.size,))
         return spaces.Discrete(space.n if isinstance(space, Discrete) else math.prod(space.sizes))
 
 
