@@ -41,7 +41,7 @@ def pretrain(arguments: Sequence[str]) -> int:
         )
     with _peers("pretrain", arguments) as peers:
         named = _preset_named(arguments)
-        recorded = None if peers.process else _recorded_pretrain(arguments)
+        recorded = None if peers.process else _recorded("pretrain", PretrainConfig, arguments, "preset")
         config = _parse(
             PretrainConfig,
             "pretrain",
@@ -52,6 +52,35 @@ def pretrain(arguments: Sequence[str]) -> int:
         if peers.process == 0:
             print(json.dumps(outcome.summary), flush=True)
     return outcome.exit_status
+
+
+def rl(arguments: Sequence[str]) -> int:
+    """train a policy in an environment, by EGGROLL, OpenES or PPO"""
+    return _train_policy("rl", arguments)
+
+
+def marl(arguments: Sequence[str]) -> int:
+    """train a team of agents in a game, by EGGROLL, OpenES or IPPO"""
+    return _train_policy("marl", arguments)
+
+
+def _train_policy(command: str, arguments: Sequence[str]) -> int:
+    started = time.perf_counter()
+    from eggroll.rl.job import KINDS, train
+    from eggroll.rl.presets import settings_for
+
+    kind = KINDS[command]
+    with _peers(command, arguments) as peers:
+        recorded = None if peers.process else _recorded(command, kind, arguments)
+        if recorded is None:
+            flags = ("env", "preset", "algorithm")
+            named = [[getattr(kind(), flag), *_values(arguments, f"--{flag}")][-1] for flag in flags]
+            recorded = settings_for(kind, *named)
+        config = _parse(kind, command, _ray_named(arguments), default=recorded)
+        summary, status = train(config, report=_say, started=started, peers=peers)
+        if peers.process == 0:
+            print(json.dumps(summary), flush=True)
+    return status
 
 
 def worker(arguments: Sequence[str]) -> int:
@@ -125,6 +154,8 @@ def doctor(arguments: Sequence[str]) -> int:
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "pretrain": pretrain,
     "sample": sample,
+    "rl": rl,
+    "marl": marl,
     "worker": worker,
     "replay": replay,
     "report": report,
@@ -133,7 +164,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 }
 
 
-LEARNERS = {"pretrain": "eggroll.pretrain.job"}
+LEARNERS = {"pretrain": "eggroll.pretrain.job", "rl": "eggroll.rl.job", "marl": "eggroll.rl.job"}
 """Job → module whose `learner_of` makes its learner of a journal's header, and `worker_job` the job for a worker."""
 
 
@@ -193,17 +224,18 @@ def _ray_named(arguments: Sequence[str]) -> list[str]:
     return found
 
 
-def _recorded_pretrain(arguments: Sequence[str]) -> Any:
-    """With --resume, flags that are not given are those of the run; None where another preset is asked for."""
+def _recorded(command: str, kind: type[Any], arguments: Sequence[str], *chosen: str) -> Any:
+    """With --resume, flags that are not given are those of the run; None where the run is another's by one of `chosen`,
+    flags that other defaults hang on."""
     folders = _values(arguments, "--run-dir")
     if "--resume" not in arguments or not folders or {"--help", "-h"} & set(arguments):
         return None
-    from eggroll.pretrain.config import PretrainConfig
     from eggroll.runs.folder import RunFolder
     from eggroll.runs.going_on import recorded_settings
 
-    recorded = recorded_settings(RunFolder.open(Path(folders[-1])), PretrainConfig, "pretrain")
-    return recorded if _preset_named(arguments) in (recorded.preset, None) else None
+    recorded = recorded_settings(RunFolder.open(Path(folders[-1])), kind, command)
+    asked = {name: _values(arguments, f"--{name}")[-1:] for name in chosen}
+    return None if any(value and value != [getattr(recorded, name)] for name, value in asked.items()) else recorded
 
 
 def _preset_named(arguments: Sequence[str]) -> str | None:

@@ -114,11 +114,24 @@ def _while(
 ) -> list[Any]:
     test, body = values[:cond_nconsts], values[cond_nconsts : cond_nconsts + body_nconsts]
     init = [to_dense(value, "a while carry") for value in values[cond_nconsts + body_nconsts :]]
-    return lax.while_loop(
-        lambda carry: _run_dense(cond_jaxpr, [*test, *carry], "a while condition")[0],
-        lambda carry: _run_dense(body_jaxpr, [*body, *carry], "a while output"),
-        init,
-    )
+
+    def going(carry: list[Any]) -> Any:
+        """A scalar; or, of a loop that was batched by its condition, one for each lane: it goes on as long as any."""
+        return _run_dense(cond_jaxpr, [*test, *carry], "a while condition")[0]
+
+    def step(carry: list[Any]) -> list[Any]:
+        new = _run_dense(body_jaxpr, [*body, *carry], "a while output")
+        if not cond_jaxpr.out_avals[0].shape:
+            return new
+        lanes = going(carry)
+        return [_where_lane(lanes, after, before) for after, before in zip(new, carry, strict=True)]
+
+    return lax.while_loop(lambda carry: jnp.any(going(carry)), step, init)
+
+
+def _where_lane(lanes: Any, after: Any, before: Any) -> Any:
+    """What has come of the lanes that were still going; the others stay."""
+    return jnp.where(lax.broadcast_in_dim(lanes, after.shape, range(lanes.ndim)), after, before)
 
 
 def _cond(values: list[Any], *, branches: Sequence[Any], **_: Any) -> list[Any]:

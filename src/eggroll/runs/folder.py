@@ -132,7 +132,7 @@ def _refuse_existing(target: Path) -> None:
         raise FileExistsError
 
 
-def _unused(parent: Path, job: str) -> Path:
+def fresh_folder(job: str, parent: Path = Path("runs")) -> Path:
     """A fresh name under `parent` that nothing has yet."""
     while (target := parent / fresh_name(job)).exists():
         pass
@@ -154,7 +154,7 @@ class RunFolder:
         Raises:
           RunError: the path exists or cannot be made; nothing was written.
         """
-        target = path if path is not None else _unused(Path("runs"), job)
+        target = path if path is not None else fresh_folder(job)
         partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
         try:
             _refuse_existing(target)

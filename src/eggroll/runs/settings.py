@@ -17,9 +17,9 @@ HOSTS = ("coordinator", "processes", "process", "start_timeout", "peer_timeout")
 """Settings of `HostSettings`."""
 FLEET = ("ray", "workers", "worker_gpus", "listen", "lease_seconds")
 """Settings of a fleet of workers."""
-NOT_RECORDED = ("run_dir", "resume", "on_change", *HOSTS, *FLEET)
+NOT_RECORDED = ("run_dir", "resume", "on_change", "seeds", "tune", "render", *HOSTS, *FLEET)
 """Settings that say where and how to start, not what runs."""
-OBSERVING = ("log_every", "track", "devices", "update")
+OBSERVING = ("log_every", "track", "devices", "update", "max_seconds", "target")
 """Settings that change nothing of what a run computes: on `--resume` those given count."""
 
 

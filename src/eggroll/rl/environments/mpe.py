@@ -31,7 +31,7 @@ def make(name: str) -> Environment:
       An Environment of several agents: observation (agents, size), shorter ones filled with zeros; reward (agents,);
       an action is int32 (agents,), each clipped to its agent's own number of actions. Done when all are.
     """
-    env = jaxmarl.make(name)
+    env: Any = jaxmarl.make(name)
     agents = tuple(env.agents)
     actions = tuple(int(env.action_space(agent).n) for agent in agents)
     size = max(int(env.observation_space(agent).shape[0]) for agent in agents)

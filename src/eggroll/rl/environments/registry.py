@@ -85,6 +85,15 @@ def make(name: str, *, max_steps: int | None = None) -> Environment:
     return environment if max_steps is None else dataclasses.replace(environment, max_steps=max_steps)
 
 
+def canonical_name(name: str) -> str:
+    """The name that `make` gives an environment, without making it: a short one, or FAMILY/NAME as it was written.
+
+    Raises:
+      UsageError: unknown family or short name.
+    """
+    return _canonical(_place(name))
+
+
 def _place(name: str) -> _Place:
     """The family and the name in it, which may be a short one, the family's, or unknown."""
     short = {_plain(known): place for known, place in _SHORT.items()}
