@@ -54,5 +54,5 @@ def of_jaxmarl(name: str) -> Environment:
     return Environment(name, reset, step, size, Discrete(max(actions)), inner.max_steps, agents, actions)
 
 
-def spread() -> Environment:
-    return of_jaxmarl("MPE_simple_spread_v3")
+def speaker_listener() -> Environment:
+    return of_jaxmarl("MPE_simple_speaker_listener_v4")

@@ -3,6 +3,7 @@
 import dataclasses
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import jax
@@ -19,8 +20,12 @@ with warnings.catch_warnings():
     from eggroll.rl.baselines.ippo import advantages_of, make_ippo
     from eggroll.rl.baselines.ppo import GymnaxFace, make_ppo
     from eggroll.rl.baselines.settings import PpoSettings, ppo_settings
-    from tests.rl.small_environments import cartpole, pendulum, spread
+    from tests.rl.small_environments import cartpole, pendulum, speaker_listener
 
+# Compiling takes most of the time here.
+quick = partial(
+    jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+)
 TINY = PpoSettings(num_envs=4, num_steps=8, num_epochs=2, num_minibatches=2, hidden=(8,))
 
 
@@ -68,7 +73,7 @@ def episode_returns(environment: Environment, act: Any, state: Any, episodes: in
         first = (*environment.reset(reset_key), jnp.array(True), jnp.zeros(()))
         return jax.lax.scan(step, first, jax.random.split(key, environment.max_steps))[0][-1]
 
-    return np.asarray(jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(9), episodes)))
+    return np.asarray(quick(jax.vmap(one))(jax.random.split(jax.random.key(9), episodes)))
 
 
 def standard_error(before: np.ndarray, after: np.ndarray) -> float:
@@ -83,8 +88,8 @@ def assert_near(one: Any, other: Any) -> None:
 def test_ppo_improves_on_cartpole() -> None:
     settings = dataclasses.replace(ppo_settings("CartPole-v1"), hidden=(32, 32), num_envs=10)
     baseline = make_ppo(cartpole(), settings)
-    start = jax.jit(baseline.start)(jax.random.key(1))
-    end = jax.jit(lambda state: jax.lax.fori_loop(0, 25, lambda _, now: baseline.iterate(now), state))(start)
+    start = quick(baseline.start)(jax.random.key(1))
+    end = quick(lambda state: jax.lax.fori_loop(0, 25, lambda _, now: baseline.iterate(now), state))(start)
     before, after = (episode_returns(cartpole(), baseline.act, state) for state in (start, end))
     assert baseline.steps == 1000
     assert after.mean() > 2.5 * before.mean() + 3 * standard_error(before, after)
@@ -93,7 +98,7 @@ def test_ppo_improves_on_cartpole() -> None:
 def test_ppo_on_continuous_actions_stays_within_bounds() -> None:
     settings = dataclasses.replace(TINY, normalize_observations=True, normalize_rewards=True)
     baseline = make_ppo(pendulum(), settings)
-    state = jax.jit(lambda key: baseline.iterate(baseline.start(key)))(jax.random.key(1))
+    state = quick(lambda key: baseline.iterate(baseline.start(key)))(jax.random.key(1))
     keys = jax.random.split(jax.random.key(2), 200)
     actions = jax.vmap(baseline.act, (None, 0, None))(state, keys, jnp.array([1.0, 0.0, 3.0]))
     assert actions.shape == (200, 1)
@@ -107,14 +112,14 @@ def test_state_is_plain_keeps_its_structure_and_vmaps_over_seeds(several: bool) 
     environment = counter(agents=2 if several else 0)  # whose state holds a typed key
     baseline, again = ((make_ippo if several else make_ppo)(environment, TINY) for _ in range(2))
     keys = jax.random.split(jax.random.key(3), 2)
-    start, iterate = jax.jit(baseline.start), jax.jit(baseline.iterate)
+    start, iterate = quick(baseline.start), quick(baseline.iterate)
     alone = [iterate(iterate(start(key))) for key in keys]
     assert iterate._cache_size() == 1
     for before, after in zip(jax.tree.leaves(start(keys[0])), jax.tree.leaves(alone[0]), strict=True):
         assert (before.shape, before.dtype) == (after.shape, after.dtype)
         np.asarray(after)  # refuses typed keys
     saved = [jax.tree.map(np.asarray, start(key)) for key in keys]
-    both = jax.jit(jax.vmap(again.iterate))  # a baseline made anew goes on from what another one saved
+    both = quick(jax.vmap(again.iterate))  # a baseline made anew goes on from what another one saved
     together = both(both(jax.tree.map(lambda *leaves: np.stack(leaves), *saved)))
     assert_near(together, jax.tree.map(lambda *leaves: jnp.stack(leaves), *alone))
     differ = [not np.array_equal(*pair) for pair in zip(*map(jax.tree.leaves, alone), strict=True)]
@@ -125,7 +130,7 @@ def test_state_is_plain_keeps_its_structure_and_vmaps_over_seeds(several: bool) 
 def test_an_endless_environment_is_the_loop_written_out(ends_at: int, max_steps: int) -> None:
     environment = counter(ends_at, max_steps)
     running, observation = endless(environment).reset(jax.random.key(5))
-    step = jax.jit(endless(environment, reward_scale=10.0).step)
+    step = quick(endless(environment, reward_scale=10.0).step)
     state, elapsed = environment.reset(jax.random.key(5))[0], 0
     for time in range(15):
         key = jax.random.key(100 + time)
@@ -162,7 +167,7 @@ def test_advantages_are_those_of_a_loop() -> None:
     keys = jax.random.split(jax.random.key(6), 4)
     reward, value = (jax.random.normal(key, (9, 2, 3)) for key in keys[:2])
     last, done = jax.random.normal(keys[2], (2, 3)), jax.random.bernoulli(keys[3], 0.3, (9, 2, 3))
-    found = advantages_of(reward, value, done, last, 0.9, 0.8)
+    found = quick(advantages_of, static_argnums=(4, 5))(reward, value, done, last, 0.9, 0.8)
     expected, later, next_value = np.zeros((9, 2, 3)), np.zeros((2, 3)), np.asarray(last)
     for time in reversed(range(9)):
         going_on = 1.0 - np.asarray(done[time])
@@ -176,9 +181,9 @@ def test_ippo_learns_each_agents_own_best_action_and_never_takes_one_that_it_has
     environment = counter(agents=3, actions=(4, 2, 1))  # reward: the number of the action
     settings = dataclasses.replace(TINY, num_envs=16, num_epochs=4, learning_rate=1e-2, anneal=100)
     baseline = make_ippo(environment, settings)
-    start = jax.jit(baseline.start)(jax.random.key(7))
-    end = jax.jit(lambda state: jax.lax.fori_loop(0, 30, lambda _, now: baseline.iterate(now), state))(start)
-    draw = jax.jit(lambda state, keys: jax.vmap(lambda key: baseline.act(state, key, jnp.ones((3, 3))))(keys))
+    start = quick(baseline.start)(jax.random.key(7))
+    end = quick(lambda state: jax.lax.fori_loop(0, 30, lambda _, now: baseline.iterate(now), state))(start)
+    draw = quick(lambda state, keys: jax.vmap(lambda key: baseline.act(state, key, jnp.ones((3, 3))))(keys))
     before, after = (draw(state, jax.random.split(jax.random.key(8), 500)) for state in (start, end))
     assert before.dtype == jnp.int32
     for actions in (before, after):
@@ -187,25 +192,26 @@ def test_ippo_learns_each_agents_own_best_action_and_never_takes_one_that_it_has
     assert np.all(np.asarray(after).mean(axis=0) > np.array([2.8, 0.9, -1]))
 
 
-def test_ippo_improves_on_spread() -> None:
-    settings = dataclasses.replace(ppo_settings("MPE_simple_spread_v3"), hidden=(32, 32), learning_rate=1e-3, anneal=0)
-    settings = dataclasses.replace(settings, num_steps=100)
-    baseline = make_ippo(spread(), settings)
-    start = jax.jit(baseline.start)(jax.random.key(1))
-    end = jax.jit(lambda state: jax.lax.fori_loop(0, 40, lambda _, now: baseline.iterate(now), state))(start)
+def test_ippo_beats_random_agents_that_speak_and_listen() -> None:
+    environment = speaker_listener()  # agents of 3 and of 5 actions, of observations of different sizes
+    published = ppo_settings(environment.name)
+    settings = dataclasses.replace(published, num_steps=64, hidden=(32, 32), learning_rate=2e-3, anneal=0)
+    baseline = make_ippo(environment, settings)
+    start = quick(baseline.start)(jax.random.key(1))
+    end = quick(lambda state: jax.lax.fori_loop(0, 25, lambda _, now: baseline.iterate(now), state))(start)
 
     def random(state: Any, key: Any, observation: Any) -> Any:
-        return jax.random.randint(key, (3,), 0, 5)
+        return jax.random.randint(key, (2,), 0, jnp.array(environment.actions))
 
-    before = episode_returns(spread(), random, start, 256)
-    after = episode_returns(spread(), baseline.act, end, 256)
+    before = episode_returns(environment, random, start, 256)
+    after = episode_returns(environment, baseline.act, end, 256)
     assert after.mean() > before.mean() + 3 * standard_error(before, after)
 
 
 def test_the_learning_rate_falls_to_nothing() -> None:
     baseline = make_ppo(counter(), dataclasses.replace(TINY, anneal=1))
-    iterate = jax.jit(baseline.iterate)
-    once = iterate(jax.jit(baseline.start)(jax.random.key(1)))
+    iterate = quick(baseline.iterate)
+    once = iterate(quick(baseline.start)(jax.random.key(1)))
     twice = iterate(once)
     parameters = [name for name in once if ".params" in name]
     assert parameters
