@@ -114,11 +114,11 @@ def test_knapsack_ends_when_full_and_when_an_item_is_taken_twice() -> None:
     once = step(jax.random.key(0), state, jnp.int32(4))
     twice = step(jax.random.key(0), once.state, jnp.int32(4))
     assert not once.done and twice.done and float(twice.reward) == 0
-    for taken in range(50):
+    taken, done = 0, False
+    while not done:
+        taken += 1
         fits = np.flatnonzero(observation[150:])
         state, observation, _, done = step(jax.random.key(0), state, jnp.int32(fits[0]))
-        if done:
-            break
     assert 20 < taken < 50 and not observation[150:].any()
 
 
@@ -185,15 +185,21 @@ def test_a_level_of_kinetix_is_that_of_the_package() -> None:
     level, static, parameters = load_from_json_file("s/h1_thrust_over_ball.json")
     kinds = ActionType.CONTINUOUS, ObservationType.SYMBOLIC_FLAT
     own = make_kinetix_env(*kinds, lambda key: level, parameters, static, auto_reset=False)
-    step, key = jax.jit(environment.step), jax.random.key(0)
+    key = jax.random.key(0)
+
+    def both(state: Any, own_state: Any, action: Any) -> Any:
+        return environment.step(key, state, action), own.step(key, own_state, action, parameters)
+
+    # one compilation, without LLVM's dear passes: the physics take a minute otherwise
+    both = jax.jit(both, compiler_options={"xla_llvm_disable_expensive_passes": True})
     state, observation = environment.reset(key)
     own_observation, own_state = own.reset(jax.random.key_data(key), parameters)
     for action in random_actions(environment, 3)[0]:
-        np.testing.assert_array_equal(observation, own_observation)
+        np.testing.assert_allclose(observation, own_observation, rtol=1e-5)
         assert observation.shape == (environment.observation_size,)
-        state, observation, reward, done = step(key, state, action)
-        own_observation, own_state, own_reward, own_done, _ = own.step(key, own_state, action, parameters)
-        assert float(reward) == float(own_reward) and bool(done) == bool(own_done)
+        (state, observation, reward, done), after = both(state, own_state, action)
+        own_observation, own_state, own_reward, own_done, _ = after
+        assert float(reward) == pytest.approx(float(own_reward), rel=1e-4) and bool(done) == bool(own_done)
 
 
 def test_the_other_actions_of_kinetix() -> None:
