@@ -11,6 +11,8 @@ from eggroll.core.errors import UsageError
 from eggroll.rl.environments.base import Box, Discrete, Environment, MultiDiscrete
 
 MEMBERS, STEPS = 8, 20
+CHEAP = {"xla_llvm_disable_expensive_passes": True}
+"""Compiles in half the time, and runs for milliseconds anyway."""
 
 
 def random_actions(environment: Environment, steps: int) -> np.ndarray:
@@ -35,7 +37,7 @@ def play(environment: Environment, keys: Any, actions: np.ndarray) -> tuple[Any,
         state, (observations, rewards, dones) = jax.lax.scan(one, state, actions)
         return state, jnp.concatenate([first[None], observations]), rewards, dones
 
-    return jax.jit(jax.vmap(episode))(keys, actions)
+    return jax.jit(jax.vmap(episode), compiler_options=CHEAP)(keys, actions)
 
 
 def play_jumanji(name: str, keys: Any, actions: np.ndarray) -> tuple[Any, Any]:
@@ -51,7 +53,7 @@ def play_jumanji(name: str, keys: Any, actions: np.ndarray) -> tuple[Any, Any]:
 
         return jax.lax.scan(one, env.reset(raw)[0], actions)[1]
 
-    return jax.jit(jax.vmap(episode))(jax.random.key_data(keys), actions)
+    return jax.jit(jax.vmap(episode), compiler_options=CHEAP)(jax.random.key_data(keys), actions)
 
 
 def play_navix(name: str, keys: Any, actions: np.ndarray) -> tuple[Any, Any]:
@@ -67,7 +69,7 @@ def play_navix(name: str, keys: Any, actions: np.ndarray) -> tuple[Any, Any]:
 
         return jax.lax.scan(one, env.reset(raw), actions)[1]
 
-    return jax.jit(jax.vmap(episode))(jax.random.key_data(keys), actions)
+    return jax.jit(jax.vmap(episode), compiler_options=CHEAP)(jax.random.key_data(keys), actions)
 
 
 def make(name: str) -> Environment:
@@ -108,7 +110,7 @@ def test_same_key_same_episode() -> None:
 def test_knapsack_ends_when_full_and_when_an_item_is_taken_twice() -> None:
     pytest.importorskip("jumanji", reason="Jumanji is not installed")
     environment = make("Knapsack")
-    step = jax.jit(environment.step)
+    step = jax.jit(environment.step, compiler_options=CHEAP)
     state, observation = environment.reset(jax.random.key(0))
     assert environment.max_steps == 50
     once = step(jax.random.key(0), state, jnp.int32(4))
@@ -126,7 +128,8 @@ def test_the_step_counter_of_snake_is_scaled() -> None:
     pytest.importorskip("jumanji", reason="Jumanji is not installed")
     environment = make("Snake")
     state, _ = environment.reset(jax.random.key(0))
-    counted = environment.step(jax.random.key(0), state._replace(step_count=jnp.int32(2999)), jnp.int32(0)).observation
+    state.step_count = jnp.int32(2999)  # a plain dataclass
+    counted = environment.step(jax.random.key(0), state, jnp.int32(0)).observation
     assert float(counted[720]) == pytest.approx(3000 / 3999)
     assert environment.max_steps == 4000
 
@@ -140,7 +143,7 @@ def test_navix_cuts_off_after_its_limit() -> None:
     pytest.importorskip("navix", reason="Navix is not installed")
     environment = make("Navix-FourRooms-v0")
     assert environment.max_steps == 100 and environment.observation_size == 19 * 19 * 3
-    step = jax.jit(environment.step)
+    step = jax.jit(environment.step, compiler_options=CHEAP)
     state, _ = jax.jit(environment.reset)(jax.random.key(0))
     before = step(jax.random.key(0), state._replace(time=jnp.int32(98)), jnp.int32(0))
     assert not before.done and step(jax.random.key(0), before.state, jnp.int32(0)).done
@@ -190,8 +193,7 @@ def test_a_level_of_kinetix_is_that_of_the_package() -> None:
     def both(state: Any, own_state: Any, action: Any) -> Any:
         return environment.step(key, state, action), own.step(key, own_state, action, parameters)
 
-    # one compilation, without LLVM's dear passes: the physics take a minute otherwise
-    both = jax.jit(both, compiler_options={"xla_llvm_disable_expensive_passes": True})
+    both = jax.jit(both, compiler_options=CHEAP)  # the physics take half a minute otherwise
     state, observation = environment.reset(key)
     own_observation, own_state = own.reset(jax.random.key_data(key), parameters)
     for action in random_actions(environment, 3)[0]:
