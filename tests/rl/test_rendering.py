@@ -27,8 +27,10 @@ def pictured(width: int = 60) -> Environment:
 
 
 def environment(render: Any) -> Environment:
-    none: Any = None
-    return Environment("Fake", none, none, 1, Discrete(2), 10, render=render, seconds_per_step=0.04)
+    def never(*_: Any) -> Any:
+        pytest.fail("played")
+
+    return Environment("Fake", never, never, 1, Discrete(2), 10, render=render, seconds_per_step=0.04)
 
 
 def test_a_gif_has_a_picture_a_state(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def make(name: str) -> Environment:
     env = make_kinetix_env(
         action_type=kind,
         observation_type=ObservationType.SYMBOLIC_FLAT,
-        reset_fn=lambda key: level,
+        reset_fn=lambda key: level,  # never called, but Kinetix takes environments of the same one for the same
         env_params=parameters,
         static_env_params=static,
         auto_reset=False,
