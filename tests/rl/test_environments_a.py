@@ -1,5 +1,8 @@
 """Laws of gymnax, Brax, Craftax and the particle environments; CartPole and Pendulum against Gymnasium's own."""
 
+import subprocess
+import sys
+
 import gymnasium
 import jax
 import jax.numpy as jnp
@@ -70,6 +73,17 @@ def test_shapes_of_an_episode_without_compiling_it(name):
     observation, reward, done = jax.eval_shape(lambda key: episode(environment, key), jax.random.key(0))
     assert observation.shape == (20, environment.observation_size)
     assert (observation.dtype, reward.dtype, done.dtype) == (jnp.float32, jnp.float32, jnp.bool_)
+
+
+def test_jaxmarl_prints_nothing_and_leaves_the_streams_alone():
+    code = """
+import io, sys
+out, err = sys.stdout, sys.stderr = io.StringIO(), io.StringIO()
+import eggroll.rl.environments.mpe
+assert (sys.stdout, sys.stderr, out.getvalue()) == (out, err, "")
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    assert (ended.returncode, ended.stdout) == (0, ""), ended.stderr
 
 
 def oracle(name: str, vector: np.ndarray):

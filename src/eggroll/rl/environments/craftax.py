@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from importlib import import_module
 from typing import Any
 
@@ -59,7 +61,8 @@ def make(name: str) -> Environment:
 
 
 def _render(package: str, states: Sequence[Any]) -> Frames:
-    """Pictures of 16 pixels a block."""
+    """Pictures of 16 pixels a block; the first ever takes a minute, in which Craftax scales its textures."""
     size = import_module(f"{package}.constants").BLOCK_PIXEL_SIZE_IMG
     pixels = jax.jit(import_module(f"{package}.renderer").make_craftax_pixel_renderer(size))
-    return [np.clip(np.asarray(pixels(state)), 0, 255).astype(np.uint8) for state in states]
+    with redirect_stdout(io.StringIO()):  # it prints where its textures come from
+        return [np.clip(np.asarray(pixels(state)), 0, 255).astype(np.uint8) for state in states]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
-from contextlib import redirect_stdout
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 import jax.numpy as jnp
@@ -13,7 +14,27 @@ from jaxtyping import Array, Float
 from eggroll.rl.environments._settle import draw, flat, number, off_screen, settle, truth
 from eggroll.rl.environments.base import Discrete, Environment, Frames, Step
 
-with redirect_stdout(io.StringIO()):  # it tells at import which of its families are here
+
+@contextmanager
+def _untouched_streams() -> Iterator[None]:
+    """Nothing is printed inside, and the four standard streams are as they were afterwards.
+
+    At import JaxMARL prints which of its families are here, after setting sys.stdout and sys.stderr to the
+    interpreter's first ones: whoever had redirected them (pytest, a notebook) would lose them.
+    """
+    names = ("stdout", "__stdout__", "stderr", "__stderr__")
+    before = {name: getattr(sys, name) for name in names}
+    sink = io.StringIO()
+    for name in names:
+        setattr(sys, name, sink if "stdout" in name else before["stderr"])
+    try:
+        yield
+    finally:
+        for name, stream in before.items():
+            setattr(sys, name, stream)
+
+
+with _untouched_streams():
     import jaxmarl
 
 
