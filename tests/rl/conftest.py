@@ -10,7 +10,7 @@ _FOREIGN = (
     "ignore::UserWarning:brax",  # that Brax is not maintained any more
     *(
         f"ignore::DeprecationWarning:{package}"
-        for package in ("brax", "craftax", "flax", "gymnax", "jaxmarl", "jaxopt", "pygame")
+        for package in ("brax", "craftax", "flax", "gymnax", "jaxmarl", "jaxopt", "pygame", "tensorflow_probability")
     ),
     "ignore::DeprecationWarning:pkg_resources",
 )
