@@ -105,7 +105,8 @@ def with_chunk(config: Any, algorithm: Algorithm) -> tuple[Any, Algorithm]:
         statistics = statistics_of(start_shared(config, algorithm.made))
         arguments = () if statistics is None else (statistics,)
         whole = es.resolve_chunk_size(state, fitness, *arguments, has_aux=True)
-        config = dataclasses.replace(config, chunk_size=max(2, whole // config.seeds // 2 * 2))
+        share = 1 if jax.default_backend() == "cpu" else config.seeds  # a CPU's chunk is small against its memory
+        config = dataclasses.replace(config, chunk_size=max(2, whole // share // 2 * 2))
     return config, algorithm._replace(es=es.with_chunk_size(config.chunk_size))
 
 

@@ -67,11 +67,38 @@ GAMES = {"MPE_simple_spread_v3": 0.7, "MPE_simple_reference_v3": 0.3, "MPE_simpl
 """What is left of sigma at the end of a run. The table just says "decay"; as a factor on each generation 0.3 would
 leave nothing after ten."""
 
-SMALL: dict[str, dict[str, Any]] = {}
-"""What the variant for two cores changes of a row; chosen by measurement, see benchmarks/rl.md."""
-
-UNKNOWN: dict[str, Any] = {"population_size": 128, "generations": 50}
-"""For two cores, an environment that nobody has chosen settings for."""
+UNKNOWN: dict[str, Any] = {
+    "population_size": 128,
+    "episodes": 1,
+    "generations": 100,
+    "common_random_numbers": "pair",
+    "learning_rate_decay": 1.0,
+    "sigma_decay": 1.0,
+}
+"""For two cores: few members and short runs, in which nothing has time to decay; each pair meets episodes of its own,
+so that so few members see enough of them."""
+_NORMAL: dict[str, Any] = {"rank": 1, "sigma": 0.1, "deterministic": True, "normalize_observations": True}
+_KINETIX: dict[str, Any] = {"population_size": 32, "episode_length": 128, "num_envs": 16, "generations": 30}
+SMALL: dict[str, dict[str, Any]] = {
+    "CartPole-v1": {"population_size": 512, "rank": 1, "validate_every": 5, "target": 490.0},
+    "Pendulum-v1": _NORMAL | {"population_size": 256, "generations": 250, "target": -200.0},
+    "Ant": _NORMAL | {"population_size": 64, "episode_length": 200, "num_envs": 32, "generations": 30},
+    "Humanoid": _NORMAL | {"population_size": 32, "learning_rate": 0.01, "episode_length": 200, "num_envs": 16},
+    "InvertedDoublePendulum": _NORMAL | {"learning_rate": 0.03, "target": 2500.0},
+    "Craftax-Classic-Symbolic": {"population_size": 64, "episode_length": 200, "num_envs": 32, "generations": 30},
+    "Craftax-Symbolic": {"population_size": 32, "episode_length": 200, "num_envs": 16, "generations": 30},
+    "l/hard_pinball": _KINETIX,
+    "m/h17_thrustcontrol_left": _KINETIX,
+    "s/h1_thrust_over_ball": _KINETIX,
+    "MPE_simple_spread_v3": {"sigma": 0.1, "learning_rate": 0.003, "generations": 400, "validation_episodes": 512},
+    "MPE_simple_reference_v3": {"generations": 300, "validation_episodes": 512},
+    "MPE_simple_speaker_listener_v4": {"generations": 300, "validation_episodes": 512},
+}
+"""What the variant for two cores changes of a row beside; chosen by measurement, see benchmarks/rl.md."""
+HEAVY = ("Ant", "Humanoid", "Craftax-Classic-Symbolic", "Craftax-Symbolic", *(name for name in PAPER if "/" in name))
+"""Environments that cost more than the policy: OpenES too takes its members there all at once."""
+DENSE_CHUNK = 16
+"""Members of OpenES elsewhere, whose dense matrices stay in a core's cache."""
 LONG: dict[str, Any] = {"generations": 2000, "validate_every": 50, "validation_episodes": 256}
 """The paper's table tells no lengths of runs."""
 
@@ -96,6 +123,9 @@ def settings_for(kind: type[C], env: str, preset: str, algorithm: str) -> C:
     name = canonical_name(env)
     row = PAPER.get(name, {})
     chosen = row | LONG if preset == "paper" else row | UNKNOWN | SMALL.get(name, {})
+    if preset == "small":
+        dense = algorithm == "openes" and name not in HEAVY
+        chosen = chosen | {"chunk_size": DENSE_CHUNK if dense else chosen["population_size"]}
     if name in GAMES:
         chosen = chosen | {"sigma_decay": GAMES[name] ** (1 / chosen["generations"])}
     if algorithm in BASELINES:

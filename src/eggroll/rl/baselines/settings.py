@@ -166,6 +166,7 @@ _PUBLISHED = {
         entropy=0.0,
         max_grad_norm=10.0,
         normalize_observations=True,
+        hidden=(64, 64),  # rejax's own, on which it was tuned; three of 256 do much worse
         activation="swish",
     ),
     # rejax, configs/brax/ant.yaml ("tuned")
