@@ -53,7 +53,7 @@ class SearchConfig(RunSettings):
     generations: int = 100
     """Updates to make; of a baseline, iterations."""
     max_seconds: float = 0.0
-    """Seconds of training after which the run ends; 0: no limit."""
+    """Seconds of training, without compilation and evaluations, after which the run ends; 0: no limit."""
     target: float | None = None
     """Mean return of the mean policy at which the run ends; none: it makes all generations."""
     validate_every: int = 10

@@ -84,7 +84,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "Pendulum-v1": _NORMAL | {"population_size": 256, "generations": 250, "target": -200.0},
     "Ant": _NORMAL | {"population_size": 64, "episode_length": 200, "num_envs": 32, "generations": 30},
     "Humanoid": _NORMAL | {"population_size": 32, "learning_rate": 0.01, "episode_length": 200, "num_envs": 16},
-    "InvertedDoublePendulum": _NORMAL | {"learning_rate": 0.03, "target": 2500.0},
+    "InvertedDoublePendulum": _NORMAL | {"learning_rate": 0.03, "episode_length": 300, "target": 2500.0},
     "Craftax-Classic-Symbolic": {"population_size": 64, "episode_length": 200, "num_envs": 32, "generations": 30},
     "Craftax-Symbolic": {"population_size": 32, "episode_length": 200, "num_envs": 16, "generations": 30},
     "l/hard_pinball": _KINETIX,

@@ -134,7 +134,8 @@ class Job(Generic[P]):
       data: hash of what the members see, compared between processes.
       gather: state → the same with all of its carry in this process, before a snapshot; where it is elsewhere.
       target: of the main metric; a validation that reaches it ends the run.
-      most_seconds: of training, validations not counted; then the run ends after its generation. 0: no limit.
+      most_seconds: of training, validations and the first generation, which compiles, not counted; then the run ends
+        after its generation. 0: no limit.
     """
 
     name: str

@@ -324,8 +324,8 @@ def _train(loop: Loop, bar: Shown, trackers: Trackers, stop: list[int]) -> Calls
         loop.ledger.sample(0, job.sample(job.learner.parameters))
     while not last:
         line = yield from loop.advancing()
+        loop.spent += line["seconds"] if first_seconds else 0.0  # the first one compiles
         first_seconds = first_seconds or line["seconds"]
-        loop.spent += line["seconds"]
         last = loop.stopping(stop)
         if last or loop.generation % job.validate_every == 0:
             latest = dict((yield Call("validate", (loop.state,))))
