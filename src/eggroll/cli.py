@@ -68,10 +68,12 @@ def _train_policy(command: str, arguments: Sequence[str]) -> int:
     started = time.perf_counter()
     from eggroll.rl.job import KINDS, train
     from eggroll.rl.presets import settings_for
+    from eggroll.rl.tune import recorded_base
 
     kind = KINDS[command]
     with _peers(command, arguments) as peers:
-        recorded = None if peers.process else _recorded(command, kind, arguments)
+        place = None if peers.process else _resumed(arguments)
+        recorded = None if place is None else recorded_base(place, kind, command) or _recorded(command, kind, arguments)
         if recorded is None:
             flags = ("env", "preset", "algorithm")
             named = [[getattr(kind(), flag), *_values(arguments, f"--{flag}")][-1] for flag in flags]
@@ -224,16 +226,23 @@ def _ray_named(arguments: Sequence[str]) -> list[str]:
     return found
 
 
+def _resumed(arguments: Sequence[str]) -> Path | None:
+    """The folder that is to be gone on with."""
+    folders = _values(arguments, "--run-dir")
+    asked = "--resume" in arguments and not {"--help", "-h"} & set(arguments)
+    return Path(folders[-1]) if asked and folders else None
+
+
 def _recorded(command: str, kind: type[Any], arguments: Sequence[str], *chosen: str) -> Any:
     """With --resume, flags that are not given are those of the run; None where the run is another's by one of `chosen`,
     flags that other defaults hang on."""
-    folders = _values(arguments, "--run-dir")
-    if "--resume" not in arguments or not folders or {"--help", "-h"} & set(arguments):
+    place = _resumed(arguments)
+    if place is None:
         return None
     from eggroll.runs.folder import RunFolder
     from eggroll.runs.going_on import recorded_settings
 
-    recorded = recorded_settings(RunFolder.open(Path(folders[-1])), kind, command)
+    recorded = recorded_settings(RunFolder.open(place), kind, command)
     asked = {name: _values(arguments, f"--{name}")[-1:] for name in chosen}
     return None if any(value and value != [getattr(recorded, name)] for name, value in asked.items()) else recorded
 

@@ -20,6 +20,7 @@ from eggroll.rl.population import range_work, start_shared, statistics_of
 from eggroll.rl.rendering import save_episode
 from eggroll.rl.rollout import record_episode
 from eggroll.rl.strategy import EPISODES, key_of
+from eggroll.rl.tune import tune
 from eggroll.runs.environment import peak_memory
 from eggroll.runs.folder import RunFolder, fresh_folder
 from eggroll.runs.going_on import go_on
@@ -37,7 +38,7 @@ Say = Callable[[str], None]
 def train(
     config: Any, *, report: Say, started: float | None = None, peers: Peers | None = None
 ) -> tuple[dict[str, Any], int]:
-    """Train as `config` says and leave a run folder behind (of several seeds, one for each), or go on with it.
+    """Train as `config` says and leave a run folder behind (one for each seed or trial), or go on with it.
 
     Args:
       config: `RlConfig` or `MarlConfig`.
@@ -45,7 +46,7 @@ def train(
       started: `time.perf_counter()` when the program began; start-up is counted from it.
       peers: the processes of the run; none: this one alone.
     Returns:
-      The summary, of several seeds what they come to, and the exit status.
+      The summary, of several seeds or trials what they come to, and the exit status.
     Raises:
       UsageError: the settings cannot be used; nothing was written.
     """
@@ -53,6 +54,8 @@ def train(
     report = (lambda line: None) if peers.process else report
     check_trackers(() if peers.process else config.track)
     check_fleet(config)
+    if config.tune:
+        return tune(config, train, report=report)
     if config.seeds > 1:
         return _train_seeds(config, report, started)
     outcome, folder, config, algorithm = _train_one(config, report, started, peers)
