@@ -1,19 +1,18 @@
-"""Environments of a few lines, which compile at once."""
+"""Environments of a few lines, which compile at once, and a place for them among the known ones."""
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import pytest
+import numpy as np
 
 from eggroll.rl.environments.base import ActionSpace, Box, Discrete, Environment, Step
 
 
 def walk(space: ActionSpace | None = None, max_steps: int = 12, ends_beyond: float = 2.0) -> Environment:
-    """A walker between two ends: actions push it, noise too; its reward is how near to a third it stays."""
+    """A walker between two ends: actions push it, noise too; its reward is how near to 0.3 it stays."""
     space = space or Discrete(3)
 
     def observed(at: Any) -> Any:
@@ -25,10 +24,15 @@ def walk(space: ActionSpace | None = None, max_steps: int = 12, ends_beyond: flo
 
     def step(key: Any, state: Any, action: Any) -> Step:
         push = action[0] if isinstance(space, Box) else 0.4 * (action.astype(jnp.float32) - 1)
-        at = state["at"] + push + 0.2 * jax.random.normal(key)
+        at = state["at"] + push + jax.random.uniform(key, minval=-0.3, maxval=0.3)
         return Step({"at": at}, observed(at), 1 - jnp.abs(at - 0.3), jnp.abs(at) > ends_beyond)
 
-    return Environment("walk", reset, step, 4, space, max_steps)
+    return Environment("walk", reset, step, 4, space, max_steps, render=pictures)
+
+
+def pictures(states: Sequence[Any]) -> list[np.ndarray]:
+    """As bright as it is far to the right."""
+    return [np.full((4, 6, 3), int(np.clip(100 + 40 * state["at"], 0, 255)), np.uint8) for state in states]
 
 
 def team(max_steps: int = 6) -> Environment:
@@ -39,29 +43,18 @@ def team(max_steps: int = 6) -> Environment:
         return jnp.stack([seen, jnp.square(seen)], axis=1)
 
     def reset(key: Any) -> tuple[Any, Any]:
-        seen = jax.random.normal(key, (2,))
+        seen = jax.random.uniform(key, (2,))
         return {"seen": seen}, observed(seen)
 
     def step(key: Any, state: Any, action: Any) -> Step:
-        seen = 0.9 * state["seen"] + 0.3 * jax.random.normal(key, (2,))
-        return Step({"seen": seen}, observed(seen), action + seen, jnp.abs(seen).max() > 3)
+        seen = 0.9 * state["seen"] + 0.3 * jax.random.uniform(key, (2,))
+        return Step({"seen": seen}, observed(seen), action + seen, seen.max() > 2.5)
 
     return Environment("team", reset, step, 2, Discrete(3), max_steps, names, actions)
 
 
-@contextlib.contextmanager
-def in_place_of_all(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """`make` gives the walker for CartPole-v1, the walker with a Box for Pendulum-v1, the team for the games."""
-    kept = {
-        "CartPole-v1": walk(),
-        "Pendulum-v1": walk(Box((-0.5,), (0.5,))),
-        "MPE_simple_spread_v3": team(),
-    }
-
-    def make(name: str, *, max_steps: int | None = None) -> Environment:
-        environment = dataclasses.replace(kept[name], name=name)
-        return environment if max_steps is None else dataclasses.replace(environment, max_steps=max_steps)
-
-    with monkeypatch.context() as patch:
-        patch.setattr("eggroll.rl.strategy.make", make)
-        yield
+def make(name: str, *, max_steps: int | None = None) -> Environment:
+    """In place of the registry's: the walker, with choices or a Box, and the team of two."""
+    kinds = {"CartPole-v1": walk, "Pendulum-v1": lambda: walk(Box((-0.5,), (0.5,))), "MPE_simple_spread_v3": team}
+    environment = dataclasses.replace(kinds[name](), name=name)
+    return environment if max_steps is None else dataclasses.replace(environment, max_steps=max_steps)
