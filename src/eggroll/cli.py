@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import importlib.util
 import io
@@ -66,12 +67,12 @@ def marl(arguments: Sequence[str]) -> int:
 
 def _train_policy(command: str, arguments: Sequence[str]) -> int:
     started = time.perf_counter()
-    from eggroll.rl.job import KINDS, train
+    from eggroll.rl.job import KINDS, seeds_in, train
     from eggroll.rl.presets import settings_for
 
     kind = KINDS[command]
     with _peers(command, arguments) as peers:
-        recorded = None if peers.process else _recorded(command, kind, arguments)
+        recorded = None if peers.process else _recorded(command, kind, arguments, seeds_in=seeds_in)
         if recorded is None:
             flags = ("env", "preset", "algorithm")
             named = [[getattr(kind(), flag), *_values(arguments, f"--{flag}")][-1] for flag in flags]
@@ -224,16 +225,24 @@ def _ray_named(arguments: Sequence[str]) -> list[str]:
     return found
 
 
-def _recorded(command: str, kind: type[Any], arguments: Sequence[str], *chosen: str) -> Any:
+def _recorded(
+    command: str,
+    kind: type[Any],
+    arguments: Sequence[str],
+    *chosen: str,
+    seeds_in: Callable[[Path], list[Path]] = lambda home: [],
+) -> Any:
     """With --resume, flags that are not given are those of the run; None where the run is another's by one of `chosen`,
-    flags that other defaults hang on."""
+    flags that other defaults hang on. `seeds_in` finds the folders of a run of several seeds, lowest first."""
     folders = _values(arguments, "--run-dir")
     if "--resume" not in arguments or not folders or {"--help", "-h"} & set(arguments):
         return None
     from eggroll.runs.folder import RunFolder
     from eggroll.runs.going_on import recorded_settings
 
-    recorded = recorded_settings(RunFolder.open(Path(folders[-1])), kind, command)
+    seeds = seeds_in(Path(folders[-1]))
+    recorded = recorded_settings(RunFolder.open(seeds[0] if seeds else Path(folders[-1])), kind, command)
+    recorded = dataclasses.replace(recorded, seeds=len(seeds)) if seeds else recorded
     asked = {name: _values(arguments, f"--{name}")[-1:] for name in chosen}
     return None if any(value and value != [getattr(recorded, name)] for name, value in asked.items()) else recorded
 

@@ -1,7 +1,11 @@
 """`eggroll rl` and `eggroll marl` from flags to run folder, with environments of a few lines."""
 
+import itertools
 import json
+import os
 import re
+import signal
+import warnings
 from pathlib import Path
 
 import jax
@@ -24,6 +28,10 @@ from eggroll.runs.metrics import MetricsFile
 from eggroll.runs.trees import as_arrays
 from tests.rl import tiny
 from tests.runs.test_loop import metrics, without_times
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # of rejax and JaxMARL, while they are imported
+    import eggroll.rl.baselines.ppo  # noqa: F401
 
 SMALL = [
     "--hidden=8", "--population-size=8", "--generations=4", "--validation-episodes=4", "--episode-length=10",
@@ -142,16 +150,14 @@ def test_a_run_leaves_its_folder_and_goes_on_to_the_same_bits(kind, capsys, monk
     again, _ = closing(capsys)
     assert again["return"] == summary["return"] and again["resumed_at"] == 2
     assert end_of("run") == end_of("whole")
-    kept = lambda lines: [{k: v for k, v in line.items() if k in lines[0] and k != "replayed"} for line in lines]
     for one, other in zip(lines_of("run"), lines_of("whole"), strict=True):
-        assert {k: v for k, v in other.items() if k in one or "replayed" not in one}.items() <= one.items()
-    assert kept
+        measured = {"fitness_mean", "generation_steps"} if "replayed" in one else set()
+        assert {k: v for k, v in other.items() if k in one or k not in measured and not measured} == {
+            k: v for k, v in one.items() if k != "replayed"
+        }
 
 
 def test_an_interrupt_saves_what_there_is(capsys, monkeypatch):
-    import os
-    import signal
-
     append = MetricsFile.append
 
     def stop(self, line):
@@ -177,7 +183,7 @@ def test_a_finished_run_is_told_again(capsys):
     assert again == first and "is finished, after 4 generations" in err
 
 
-@pytest.mark.parametrize("kind", ["plain", "normalised", "own"])
+@pytest.mark.parametrize("kind", ["normalised", "own"])
 def test_replay_verifies_the_snapshots(kind, capsys):
     assert main(*KINDS[kind], "--run-dir=run", command="marl" if kind == "own" else "rl") == 0
     capsys.readouterr()
@@ -230,12 +236,10 @@ def test_seeds_by_one_program_are_single_runs(kind, capsys, monkeypatch):
     assert summary["seeds"] == 3 and summary["finished"] and summary["generations"] == [4, 4, 4]
     assert summary["return"] == pytest.approx(np.mean(summary["returns"]))
     assert "seeds 5 to 7 in whole" in err
-    for seed in (5, 7):
+    for seed in (5, 7) if kind != "ppo" else ():  # a baseline's minibatches make much of a rounding
         assert main(*flags, f"--seed={seed}", f"--run-dir=alone-{seed}", "--devices=1") == 0
-        single, _ = closing(capsys)
-        if kind != "ppo":
-            close(f"whole/seed-{seed}", f"alone-{seed}")
-            assert single["return"] == pytest.approx(summary["returns"][seed - 5], rel=1e-3)
+        close(f"whole/seed-{seed}", f"alone-{seed}")
+        assert closing(capsys)[0]["return"] == pytest.approx(summary["returns"][seed - 5], rel=1e-3)
     killed(monkeypatch, *flags, "--seeds=3", "--seed=5", "--run-dir=run", at=2, count=2)
     assert main("--resume", "--run-dir=run") == 0
     again, err = closing(capsys)
@@ -249,9 +253,9 @@ def test_seeds_by_one_program_are_single_runs(kind, capsys, monkeypatch):
 # ── a fleet ──
 
 
-@pytest.mark.parametrize("settings", [{}, {"normalize_observations": True}, {"algorithm": "openes", "episodes": 2}])
-@pytest.mark.parametrize("cuts", [(0, 4, 8), (0, 1, 6, 8)])
-def test_parts_of_a_fleet_come_to_the_whole(settings, cuts):
+@pytest.mark.parametrize("settings", [{"normalize_observations": True}, {"algorithm": "openes", "episodes": 2}])
+def test_parts_of_a_fleet_come_to_the_whole(settings):
+    cuts = (0, 3, 6, 8)
     config = RlConfig(hidden=(8,), population_size=16, chunk_size=16, devices=1, episode_length=8, **settings)
     config, algorithm = with_chunk(config, make_algorithm(config))
     job = make_job(config, algorithm)
@@ -260,16 +264,14 @@ def test_parts_of_a_fleet_come_to_the_whole(settings, cuts):
     state = job.start()
     jax.tree.map(np.testing.assert_array_equal, built.learner.parameters, state.parameters)
     for generation in range(2):
-        spans = [(a, b - a) for a, b in zip(cuts, cuts[1:], strict=False)]
+        spans = [(a, b - a) for a, b in itertools.pairwise(cuts)]
         found = [built.work.evaluate(state, generation, *span) for span in spans]
         values, tallies = np.concatenate([part.values for part in found]), [part.tally for part in found]
         combined = own.combine(values, tallies, state, generation)
         whole = job.evaluate(state, generation)
         np.testing.assert_allclose(combined.weights, whole.weights, rtol=1e-3, atol=1e-4)
         assert combined.metrics == pytest.approx(whole.metrics, rel=1e-4, abs=1e-5)
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), combined.shared, whole.shared
-        )
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), combined.shared, whole.shared)
         parameters, optimizer, _ = job.learner.update(state.parameters, state.optimizer, whole.weights, generation)
         state = state._replace(parameters=parameters, optimizer=optimizer, shared=whole.shared)
 
