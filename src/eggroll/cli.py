@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import importlib.util
 import io
@@ -66,14 +67,15 @@ def marl(arguments: Sequence[str]) -> int:
 
 def _train_policy(command: str, arguments: Sequence[str]) -> int:
     started = time.perf_counter()
-    from eggroll.rl.job import KINDS, train
+    from eggroll.rl.job import KINDS, seeds_in, train
     from eggroll.rl.presets import settings_for
     from eggroll.rl.tune import recorded_base
 
     kind = KINDS[command]
     with _peers(command, arguments) as peers:
         place = None if peers.process else _resumed(arguments)
-        recorded = None if place is None else recorded_base(place, kind, command) or _recorded(command, kind, arguments)
+        recorded = None if place is None else recorded_base(place, kind, command)
+        recorded = recorded or (_recorded(command, kind, arguments, seeds_in=seeds_in) if place else None)
         if recorded is None:
             flags = ("env", "preset", "algorithm")
             named = [[getattr(kind(), flag), *_values(arguments, f"--{flag}")][-1] for flag in flags]
@@ -233,16 +235,24 @@ def _resumed(arguments: Sequence[str]) -> Path | None:
     return Path(folders[-1]) if asked and folders else None
 
 
-def _recorded(command: str, kind: type[Any], arguments: Sequence[str], *chosen: str) -> Any:
+def _recorded(
+    command: str,
+    kind: type[Any],
+    arguments: Sequence[str],
+    *chosen: str,
+    seeds_in: Callable[[Path], list[Path]] = lambda home: [],
+) -> Any:
     """With --resume, flags that are not given are those of the run; None where the run is another's by one of `chosen`,
-    flags that other defaults hang on."""
+    flags that other defaults hang on. `seeds_in` finds the folders of a run of several seeds, lowest first."""
     place = _resumed(arguments)
     if place is None:
         return None
     from eggroll.runs.folder import RunFolder
     from eggroll.runs.going_on import recorded_settings
 
-    recorded = recorded_settings(RunFolder.open(place), kind, command)
+    seeds = seeds_in(place)
+    recorded = recorded_settings(RunFolder.open(seeds[0] if seeds else place), kind, command)
+    recorded = dataclasses.replace(recorded, seeds=len(seeds)) if seeds else recorded
     asked = {name: _values(arguments, f"--{name}")[-1:] for name in chosen}
     return None if any(value and value != [getattr(recorded, name)] for name, value in asked.items()) else recorded
 

@@ -391,3 +391,107 @@ def test_models_under_the_two_vmaps(name):
         for j, scale in enumerate(signs):
             dense = written_out(LowRankArray(base, pair.a, pair.b, scale, roles))
             np.testing.assert_allclose(got[i, j], model(dense, x), rtol=1e-4, atol=1e-4)
+
+
+# ── loops whose condition was batched ──
+
+
+def halved(w, lengths, x):
+    """Lane by lane: as many steps as `lengths` says, which the lanes do not share."""
+
+    def lane(length, row):
+        going = lambda carry: (carry[0] < length) & (jnp.abs(carry[1]).sum() < 50)
+        return lax.while_loop(going, lambda carry: (carry[0] + 1, jnp.tanh(carry[1] @ w) * 1.5), (jnp.int32(0), row))
+
+    return jax.vmap(lane)(lengths, x)
+
+
+LENGTHS = jnp.array([0, 3, 1, 7])
+
+
+@pytest.mark.parametrize(("rank", "scale"), RANKS_AND_SIGNS)
+def test_while_over_lanes_of_different_lengths(rank, scale):
+    w, x = low_rank(0, (5, 5), rank=rank, scale=scale), normal(4, 4, 5)
+    assert_same(halved, w, LENGTHS, x, tolerance=2e-4)
+    steps, end = jax.jit(lambda w: apply_perturbed(halved, w, LENGTHS, x))(w)
+    assert steps.tolist() == LENGTHS.tolist()
+    np.testing.assert_array_equal(end[0], x[0])  # a lane that never went is as it came
+    one_by_one = [halved(written_out(w), LENGTHS[k : k + 1], x[k : k + 1])[1][0] for k in range(4)]
+    np.testing.assert_allclose(end, jnp.stack(one_by_one), rtol=2e-4, atol=2e-4)
+
+
+def test_while_under_vmap_over_lanes_and_members():
+    """Two axes of lanes inside, members outside, with typed keys in the carry."""
+    keys = jax.random.wrap_key_data(jnp.arange(4, dtype=jnp.uint32).reshape(2, 2))
+    base, x = low_rank(0, (4, 4)), normal(4, 2, 3, 4)
+    lengths = jnp.array([[0, 2, 1], [4, 1, 3]])
+
+    def model(w, lengths, x):
+        def lane(length, row):
+            def step(carry):
+                count, keys, row = carry
+                return count + 1, keys[::-1], jnp.tanh(row @ w)
+
+            end = lax.while_loop(lambda c: c[0] < length, step, (jnp.int32(0), keys, row))
+            return end[0], jax.random.key_data(end[1]), end[2]
+
+        return jax.vmap(jax.vmap(lane))(lengths, x)
+
+    assert_same(model, base, lengths, x)
+    scales = jnp.array([0.3, -0.3])
+    moved = lambda scale: LowRankArray(base.base, base.a, base.b, scale, base.roles, leaf="w")
+    got = jax.jit(jax.vmap(lambda s: apply_perturbed(model, moved(s), lengths, x)))(scales)
+    for k, scale in enumerate(scales):
+        expected = model(written_out(moved(scale)), lengths, x)
+        jax.tree.map(lambda e, g, k=k: np.testing.assert_allclose(g[k], e, rtol=2e-5, atol=2e-5), expected, got)
+
+
+def test_while_of_lanes_nested_in_scan():
+    def model(layers, x):
+        def layer(h, own):
+            return halved(own["w"], own["lengths"], h)[1], h.sum()
+
+        return lax.scan(layer, x, layers)
+
+    lengths = jnp.array([[0, 3, 1, 7], [2, 0, 0, 1], [0, 0, 0, 0]])
+    assert_same(model, {"w": low_rank(0, (3, 5, 5), "src"), "lengths": lengths}, normal(4, 4, 5), tolerance=2e-4)
+
+
+def test_scan_nested_in_while_of_lanes():
+    def model(layers, lengths, x):
+        def lane(length, row):
+            deep = lambda h: lax.scan(lambda h, w: (jnp.tanh(h @ w), None), h, layers)[0]
+            return lax.while_loop(lambda c: c[0] < length, lambda c: (c[0] + 1, deep(c[1])), (jnp.int32(0), row))
+
+        return jax.vmap(lane)(lengths, x)
+
+    assert_same(model, low_rank(0, (2, 5, 5), "src"), LENGTHS, normal(4, 4, 5))
+
+
+def test_while_with_a_scalar_condition():
+    """Which the weights may be part of, and lanes may share."""
+
+    def model(w, x):
+        small = lambda carry: (carry[0] < 9) & (jnp.abs(carry[1] @ w).max() < 40)
+        return lax.while_loop(small, lambda carry: (carry[0] + 1, carry[1] @ w), (jnp.int32(0), x))
+
+    assert_same(model, low_rank(0, (4, 4)), normal(4, 2, 4), tolerance=1e-4)
+
+    def shared(w, x):
+        step = lambda carry: (carry[0] + 1, jnp.tanh(carry[1] @ w))
+        return jax.vmap(lambda row: lax.while_loop(lambda c: c[0] < 3, step, (jnp.int32(0), row)))(x)
+
+    assert_same(shared, low_rank(0, (4, 4)), normal(4, 2, 4))
+
+
+def test_while_of_lanes_that_the_weights_end():
+    def model(w, x):
+        def lane(row):
+            large = lambda carry: (carry[0] < 20) & (jnp.linalg.norm(carry[1] @ w) > 0.5)
+            return lax.while_loop(large, lambda carry: (carry[0] + 1, 0.3 * carry[1] @ w), (jnp.int32(0), row))
+
+        return jax.vmap(lane)(x)
+
+    w, x = low_rank(0, (4, 4)), normal(4, 5, 4) * jnp.array([1e-3, 1.0, 10.0, 100.0, 1000.0])[:, None]
+    assert_same(model, w, x, tolerance=1e-4)
+    assert len(set(model(written_out(w), x)[0].tolist())) > 2

@@ -11,7 +11,9 @@ import pytest
 from eggroll.runs import loop, snapshots
 from eggroll.runs.folder import RunError, RunFolder
 from eggroll.runs.journal import Journal
+from eggroll.runs.ledger import FolderLedger
 from eggroll.runs.metrics import MetricsFile
+from eggroll.runs.resume import finished_summary
 from tests.runs.fake import PAIRS, Fake, train
 
 STOPS = (signal.SIGINT, signal.SIGTERM)
@@ -361,3 +363,249 @@ def test_samples_are_noted(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
     assert [line["generation"] for line in lines] == [0, 3, 6, 7]
     assert lines[-1]["text"].startswith("w=")
+
+
+# ── ends: a target, seconds, several runs at once ──
+
+TIMES = {"seconds", "first_generation_seconds", "resumed_at", "run_dir"}
+
+
+def without_run(summary):
+    return {name: value for name, value in summary.items() if name not in TIMES}
+
+
+class Many:
+    """Several fake runs and what they were asked for; each has weights of its own."""
+
+    def __init__(self, kinds, **settings):
+        self.fakes = [Fake(**kind) for kind in kinds]
+        for number, fake in enumerate(self.fakes):
+            fake.weights = self.weights(number)
+        self.jobs = [fake.job(**settings) for fake in self.fakes]
+        self.asked = []
+
+    @staticmethod
+    def weights(number):
+        def draw(generation, salt):
+            return np.random.default_rng([number, generation, salt]).integers(-1, 2, PAIRS).astype(np.int8)
+
+        return draw
+
+    def answers(self, of, asked):
+        self.asked.append((of, sorted(asked)))
+        functions = [job.learner.update if of == "update" else getattr(job, of) for job in self.jobs]
+        return {index: functions[index](*arguments) for index, arguments in asked.items()}
+
+    def folders(self, home):
+        paths = [home / f"seed-{number}" for number in range(len(self.jobs))]
+        return [RunFolder.open(p) if p.exists() else RunFolder.create(p, "fake", {"job": "fake"}) for p in paths]
+
+    def together(self, home):
+        folders = self.folders(home)
+        return loop.run_together(self.jobs, folders, self.answers, extra={}), folders
+
+    def alone(self, home):
+        folders = self.folders(home)
+        pairs = zip(self.jobs, folders, strict=True)
+        return [loop.run(job, folder, extra={}) for job, folder in pairs], folders
+
+
+def assert_alike(one, other):
+    """Outcomes and folders of runs that should be equal."""
+    for (outcome, folder), (expected, whole) in zip(zip(*one, strict=True), zip(*other, strict=True), strict=True):
+        assert end_of(folder) == end_of(whole)
+        assert without_times(metrics(folder)) == without_times(metrics(whole))
+        assert outcome.exit_status == expected.exit_status
+        assert without_run(outcome.summary) == without_run(expected.summary)
+        assert folder.read_json("summary.json") == outcome.summary
+        assert outcome.state.parameters == expected.state.parameters
+
+
+MIXED = [{}, {"carries": False, "shares": True}, {"loses": {3: (0, 9)}}]
+
+
+def test_runs_together_are_each_alone(tmp_path):
+    many = Many(MIXED)
+    together = many.together(tmp_path / "together")
+    assert_alike(together, Many(MIXED).alone(tmp_path / "alone"))
+    assert all(runs == [0, 1, 2] for _, runs in many.asked)  # every program runs for all of them, and once
+    assert [of for of, _ in many.asked].count("update") == 7
+    journals = [folder.journal.read_bytes() for folder in together[1]]
+    assert len(set(journals)) == 3
+
+
+@pytest.mark.parametrize("killed", [(3,), (6, 1)])
+def test_one_that_was_killed_catches_up(tmp_path, killed):
+    whole = Many(MIXED).alone(tmp_path / "alone")
+    home = tmp_path / "together"
+    first = Many(MIXED)
+    folders = first.folders(home)
+    for number, at in enumerate(killed):
+        fake, job = first.fakes[number], first.jobs[number]
+
+        def fail(state, generation, own=fake.evaluate, at=at):
+            if generation == at:
+                raise OSError("killed")
+            return own(state, generation)
+
+        job.evaluate = fail
+        with pytest.raises(OSError, match="killed"):
+            loop.run(job, folders[number], extra={})
+    again = Many(MIXED)
+    assert_alike(again.together(home), whole)
+    assert ("evaluate", [0, 1, 2]) in again.asked  # they meet again
+
+
+def test_all_are_killed_at_once_and_gone_on_with(tmp_path):
+    whole = Many(MIXED).alone(tmp_path / "alone")
+    first = Many(MIXED)
+    own, calls = first.answers, []
+
+    def fail(of, asked):
+        calls.append(of)
+        if len(calls) == 13:
+            raise OSError("killed")
+        return own(of, asked)
+
+    first.answers = fail
+    with pytest.raises(OSError, match="killed"):
+        first.together(tmp_path / "together")
+    for folder in first.folders(tmp_path / "together"):
+        assert not (folder.path / "summary.json").exists()
+        with folder.locked():
+            pass
+    assert_alike(Many(MIXED).together(tmp_path / "together"), whole)
+
+
+def test_one_ends_early_by_its_target(tmp_path):
+    """The others go on without it."""
+    plain = Many(MIXED, generations=9).alone(tmp_path / "plain")
+    target = max(next(line["loss"] for line in metrics(folder) if "loss" in line) for folder in plain[1])
+    outcomes, folders = Many(MIXED, generations=9, target=target).together(tmp_path / "together")
+    assert_alike((outcomes, folders), Many(MIXED, generations=9, target=target).alone(tmp_path / "alone"))
+    ends = [outcome.summary["generations"] for outcome in outcomes]
+    assert min(ends) == 3 and len(set(ends)) > 1
+    for outcome in outcomes:
+        assert outcome.exit_status == 0 and outcome.summary["finished"]
+        assert ("target" in outcome.summary) == (outcome.summary["loss"] >= target)
+
+
+def test_a_stop_request_ends_all_of_them(tmp_path):
+    whole = Many(MIXED).alone(tmp_path / "alone")
+    many = Many([MIXED[0], MIXED[1] | {"at": 4, "signals": (signal.SIGTERM,)}, MIXED[2]])
+    outcomes, folders = many.together(tmp_path / "together")
+    for outcome, folder in zip(outcomes, folders, strict=True):
+        assert (outcome.exit_status, outcome.summary["generations"]) == (130, 5)
+        assert not outcome.summary["finished"] and snapshots.load(folder)[0] == 5
+    outcomes, folders = Many(MIXED).together(tmp_path / "together")
+    assert all(outcome.exit_status == 0 for outcome in outcomes)
+    assert [end_of(folder) for folder in folders] == [end_of(folder) for folder in whole[1]]
+
+
+class Rising(Fake):
+    """Its loss is the number of generations made."""
+
+    def validate(self, state):
+        self.calls.append(("validate", int(state.optimizer[0])))
+        return {"loss": float(state.optimizer[0])}
+
+
+def test_a_target_ends_a_run(tmp_path):
+    outcome, folder, _ = train(tmp_path / "run", Rising(), generations=20, target=5.0)
+    summary = outcome.summary
+    assert (outcome.exit_status, summary["finished"], summary["generations"]) == (0, True, 6)
+    assert summary["target"] == 5.0 and summary["loss"] == 6.0 and summary["generations"] % 3 == 0
+    assert snapshots.load(folder)[0] == 6 and len(metrics(folder)) == 6
+    assert finished_summary(folder, 20, 5.0) == summary == folder.read_json("summary.json")
+    for other in (None, 6.5):
+        assert finished_summary(folder, 20, other) is None
+    assert finished_summary(folder, 6, None) == summary
+
+
+def test_a_target_that_is_not_reached_ends_nothing(tmp_path):
+    outcome, folder, _ = train(tmp_path / "run", Rising(), target=100.0)
+    assert outcome.summary["generations"] == 7 and outcome.summary["finished"] and "target" not in outcome.summary
+    assert finished_summary(folder, 7, 100.0) and not finished_summary(folder, 8, 100.0)
+
+
+def test_a_target_reached_with_the_last_generation(tmp_path):
+    outcome, folder, _ = train(tmp_path / "run", Rising(), target=7.0)
+    assert outcome.summary["generations"] == 7 and outcome.summary["target"] == 7.0
+    assert finished_summary(folder, 9, 7.0) and not finished_summary(folder, 9, None)
+
+
+@pytest.mark.parametrize("target", [8.0, None])
+def test_a_run_goes_on_to_another_target(tmp_path, target):
+    whole = train(tmp_path / "whole", Rising(), generations=10, target=target)
+    train(tmp_path / "run", Rising(), generations=10, target=5.0)
+    outcome, folder, _ = train(tmp_path / "run", Rising(), generations=10, target=target)
+    assert outcome.summary["resumed_at"] == 6
+    assert end_of(folder) == end_of(whole[1])
+    assert without_times(metrics(folder)) == without_times(metrics(whole[1]))
+    assert without_run(outcome.summary) == without_run(whole[0].summary)
+
+
+@pytest.mark.parametrize("after", ["note", "save", "finish"])
+def test_killed_between_the_target_and_the_summary(tmp_path, monkeypatch, after):
+    """It ends at the same generation, whatever of the end was on the disk."""
+    whole = train(tmp_path / "whole", Rising(), generations=20, target=5.0)
+    own = getattr(FolderLedger, after)
+
+    def fail(self, *arguments):
+        at = arguments[0] if after == "save" else self.generations
+        if at == 6:
+            raise OSError("killed")
+        return own(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FolderLedger, after, fail)
+        with pytest.raises(OSError, match="killed"):
+            train(tmp_path / "run", Rising(), generations=20, target=5.0)
+    outcome, folder, _ = train(tmp_path / "run", Rising(), generations=20, target=5.0)
+    assert (outcome.exit_status, outcome.summary["generations"], outcome.summary["target"]) == (0, 6, 5.0)
+    assert end_of(folder) == end_of(whole[1])
+    assert without_times(metrics(folder)) == without_times(metrics(whole[1]))
+    assert without_run(outcome.summary) == without_run(whole[0].summary)
+
+
+def test_seconds_end_a_run_and_it_goes_on(tmp_path):
+    whole = train(tmp_path / "whole", Fake())
+    outcome, folder, _ = train(tmp_path / "run", Fake(), most_seconds=1e-9)
+    assert (outcome.exit_status, outcome.summary["finished"], outcome.summary["generations"]) == (0, True, 1)
+    assert outcome.summary["most_seconds"] == 1e-9 and "loss" in outcome.summary
+    assert snapshots.load(folder)[0] == 1 and finished_summary(folder, 7) is None
+    second = train(tmp_path / "run", Fake(), most_seconds=1e-9)[0]
+    assert (second.summary["generations"], second.summary["resumed_at"]) == (2, 1)
+    last, folder, _ = train(tmp_path / "run", Fake(), most_seconds=1e9)
+    assert last.summary["generations"] == 7 and "most_seconds" not in last.summary
+    assert end_of(folder) == end_of(whole[1])
+
+
+def plain_lines(text, name):
+    return [line for line in text.splitlines() if line.startswith(name)]
+
+
+def test_a_run_says_a_line_every_so_many_generations(tmp_path, capsys):
+    train(tmp_path / "run", Rising(), log_every=3)
+    lines = plain_lines(capsys.readouterr().err, "fake ")
+    assert [line.split("  ")[:2] for line in lines] == [
+        ["fake 3/7", "loss 3.000"],
+        ["fake 6/7", "loss 6.000"],
+        ["fake 7/7", "loss 7.000"],
+    ]
+    assert all(line.endswith(" things/s") for line in lines)
+
+
+def test_several_runs_say_their_names(tmp_path, capsys):
+    Many(MIXED, log_every=3).together(tmp_path)
+    lines = plain_lines(capsys.readouterr().err, "fake ")
+    heads = [line.split("  ")[0] for line in lines]
+    assert heads == [f"fake × 3 seed-{number} {at}/7" for at in (3, 6, 7) for number in range(3)]
+
+
+def test_a_run_that_is_gone_on_with_counts_from_where_it_stands(tmp_path, capsys):
+    stopped_at(tmp_path / "run", 5)
+    capsys.readouterr()
+    train(tmp_path / "run", Fake(), log_every=3)
+    heads = [line.split("  ")[0] for line in plain_lines(capsys.readouterr().err, "fake ")]
+    assert heads == ["fake 6/7", "fake 7/7"]

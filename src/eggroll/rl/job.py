@@ -130,6 +130,12 @@ def _seeds_again(configs: Sequence[Any], places: Sequence[Path], report: Say) ->
     return held, folders
 
 
+def seeds_in(home: Path) -> list[Path]:
+    """Folders of a run of several seeds, lowest seed first; none where `home` is that of a single run."""
+    found = [path for path in home.glob("seed-*") if path.name.removeprefix("seed-").isdecimal()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("seed-")))
+
+
 def together(outcomes: Sequence[Outcome], home: Path) -> dict[str, Any]:
     """One summary of several seeds: mean and standard error of what they reached."""
     summaries = [outcome.summary for outcome in outcomes]

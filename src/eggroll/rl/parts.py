@@ -129,17 +129,14 @@ def _baseline_learner(config: SearchConfig, algorithm: Algorithm) -> Learner[Any
     baseline, iterate = algorithm.baseline, algorithm.iterate
     assert baseline is not None and iterate is not None
     start = jax.jit(baseline.start)(key_of(config.seed, PARAMETERS))
-    settings = {"algorithm": config.algorithm_name, "seed": config.seed}
-    settings |= dataclasses.asdict(baseline_settings(config)) | {"max_grad_norm": str(_norm(config))}
+    own = baseline_settings(config)
+    settings = {"algorithm": config.algorithm_name, "seed": config.seed, **dataclasses.asdict(own)}
+    settings |= {"hidden": list(own.hidden), "max_grad_norm": str(own.max_grad_norm)}  # as JSON gives them back
 
     def update(state: Any, optimizer: Any, weights: np.ndarray, generation: int) -> tuple[Any, Any, Metrics]:
         return jax.block_until_ready(iterate(state)), optimizer, {}
 
     return Learner(start, (), update, "ternary", 1, settings)
-
-
-def _norm(config: SearchConfig) -> float:
-    return baseline_settings(config).max_grad_norm
 
 
 def make_job(config: Any, algorithm: Algorithm) -> Job[Any]:

@@ -240,8 +240,11 @@ def _others(model: Any) -> Any:
 def _imported(path: str) -> Callable[..., Any]:
     module, _, name = path.partition(":")
     try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise UsageError(
             f"expected --policy module:name that can be imported, got {path!r} ({error}); run it where the module is"
         ) from None
+    if not callable(found):
+        raise UsageError(f"expected --policy {path} to be a function, got a {type(found).__name__}; see docs/rl.md")
+    return found

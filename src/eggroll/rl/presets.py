@@ -5,7 +5,7 @@ Source: arXiv 2511.16652, figures 4a, 12, 14 and 15 (settings of the best run of
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from eggroll.core.errors import UsageError
 from eggroll.rl.baselines.settings import ppo_settings
@@ -120,6 +120,9 @@ def settings_for(kind: type[C], env: str, preset: str, algorithm: str) -> C:
     """
     if preset not in ("small", "paper"):
         raise UsageError(f"expected --preset small or paper, got {preset!r}; choose one of these")
+    choices = get_args(get_type_hints(kind).get("algorithm"))
+    if algorithm not in choices:
+        raise UsageError(f"expected --algorithm among {', '.join(choices)}, got {algorithm!r}; choose one of these")
     name = canonical_name(env)
     row = PAPER.get(name, {})
     chosen = row | LONG if preset == "paper" else row | UNKNOWN | SMALL.get(name, {})
