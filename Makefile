@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo test lint bench speed laws scaling kill fuzz journal coordinator fleet fleet-simulation clean
+.PHONY: demo test lint bench speed laws scaling kill fuzz journal coordinator fleet fleet-simulation rl test-rl clean
 
 demo: $(VENV)/.core
 	$(BIN)/eggroll pretrain --preset demo --run-dir $(DEMO)
@@ -51,6 +51,18 @@ fleet: $(VENV)/.test
 
 fleet-simulation: $(VENV)/.core
 	$(BIN)/python benchmarks/fleet_simulation.py
+
+# An hour and a half on two cores; what is there is not made again.
+rl: $(VENV)/.test
+	scripts/install-kinetix.sh
+	$(BIN)/python benchmarks/rl.py run
+	$(BIN)/python benchmarks/rl.py table
+	$(BIN)/python benchmarks/rl.py throughput
+
+# With Kinetix, which `make test` does not install.
+test-rl: $(VENV)/.test
+	scripts/install-kinetix.sh
+	$(BIN)/python -m pytest -q -n auto tests/rl
 
 $(VENV)/.core: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("eggroll needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; set PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'

@@ -150,8 +150,8 @@ def row(home: Path, env: str, algorithm: str) -> dict[str, Any] | None:
 def table(home: Path) -> str:
     """Markdown: one line for each environment."""
     lines = [
-        "| environment | start | EGGROLL | OpenES | PPO or IPPO | gain of EGGROLL in SE | generations (EGGROLL, OpenES) "
-        "| ms per generation EGGROLL | OpenES | OpenES / EGGROLL |",
+        "| environment | start | EGGROLL | OpenES | PPO or IPPO | gain in SE | generations (EGGROLL, OpenES) | "
+        "ms per generation EGGROLL | OpenES | OpenES / EGGROLL |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     as_good = faster = count = improved = 0

@@ -13,6 +13,7 @@ import optax
 
 from eggroll.core import noise
 from eggroll.core.distribution import Distribution, FullRank, LowRank, leaf_paths
+from eggroll.core.errors import UsageError
 from eggroll.core.mesh import device_mesh
 from eggroll.core.population import generation_key
 from eggroll.core.strategy import EvolutionStrategy
@@ -49,6 +50,11 @@ def setup(config: SearchConfig) -> Setup:
     """
     environment = make(getattr(config, "env", ""), max_steps=config.episode_length or None)
     hidden, choice = getattr(config, "hidden", ()), {"deterministic": config.deterministic}
+    if bool(environment.agents) != (config.job == "marl"):
+        kind, other = ("one agent", "marl") if environment.agents else ("several agents", "rl")
+        raise UsageError(
+            f"expected an environment with {kind} for eggroll {config.job}, got {environment.name}; use eggroll {other}"
+        )
     if environment.agents:
         shared = getattr(config, "parameters", "shared") == "shared"
         policy = make_team_policy(environment, shared=shared, hidden=hidden, **choice)

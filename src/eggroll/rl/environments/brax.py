@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
-import brax.envs
 import jax
 import jax.numpy as jnp
-from brax.io import html
 from jaxtyping import Array
 
 from eggroll.rl.environments._settle import flat, number, settle, truth
 from eggroll.rl.environments.base import Box, Environment, Html, Step
+
+# It tells of packages that other engines need, and with each model that it is in no development any more.
+with contextlib.redirect_stdout(io.StringIO()):
+    import brax.envs
+    from brax.io import html
+
 
 _MAX_STEPS = 1000  # the episode_length of brax.envs.create
 
@@ -31,7 +38,9 @@ def make(name: str) -> Environment:
       An Environment; Box actions between −1 and 1, to which they are clipped; a page to watch, whose viewer a browser
       loads from a CDN.
     """
-    env = brax.envs.get_environment(name)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="brax")
+        env = brax.envs.get_environment(name)
 
     def reset(key: Any) -> tuple[Any, Array]:
         state = settle(env.reset(key))

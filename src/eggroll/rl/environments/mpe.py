@@ -11,6 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from eggroll.core.errors import UsageError
 from eggroll.rl.environments._settle import draw, flat, number, off_screen, settle, truth
 from eggroll.rl.environments.base import Discrete, Environment, Frames, Step
 
@@ -54,6 +55,12 @@ def make(name: str) -> Environment:
     """
     env: Any = jaxmarl.make(name)
     agents = tuple(env.agents)
+    unsuited = [agent for agent in agents if not hasattr(env.action_space(agent), "n")]
+    if unsuited:
+        raise UsageError(
+            f"expected a game in which every agent has discrete actions, got {name}, where {unsuited[0]} has others; "
+            f"choose another"
+        )
     actions = tuple(int(env.action_space(agent).n) for agent in agents)
     size = max(int(env.observation_space(agent).shape[0]) for agent in agents)
 
