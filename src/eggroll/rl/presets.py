@@ -80,7 +80,8 @@ so that so few members see enough of them."""
 _NORMAL: dict[str, Any] = {"rank": 1, "sigma": 0.1, "deterministic": True, "normalize_observations": True}
 _KINETIX: dict[str, Any] = {"population_size": 32, "episode_length": 128, "num_envs": 16, "generations": 30}
 SMALL: dict[str, dict[str, Any]] = {
-    "CartPole-v1": {"population_size": 512, "rank": 1, "validate_every": 5, "target": 490.0},
+    "CartPole-v1": {"optimizer": "adam", "learning_rate": 0.03, "sigma": 0.1, "rank": 1, "population_size": 256}
+    | {"validate_every": 5, "target": 490.0},
     "Pendulum-v1": _NORMAL | {"population_size": 256, "generations": 250, "target": -200.0},
     "Ant": _NORMAL | {"population_size": 64, "episode_length": 200, "num_envs": 32, "generations": 30},
     "Humanoid": _NORMAL | {"population_size": 32, "learning_rate": 0.01, "episode_length": 200, "num_envs": 16},
