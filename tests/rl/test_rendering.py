@@ -26,11 +26,11 @@ def pictured(width: int = 60) -> Environment:
     return environment(render)
 
 
-def environment(render: Any) -> Environment:
+def environment(render: Any, is_page: bool = False) -> Environment:
     def never(*_: Any) -> Any:
         pytest.fail("played")
 
-    return Environment("Fake", never, never, 1, Discrete(2), 10, render=render, seconds_per_step=0.04)
+    return Environment("Fake", never, never, 1, Discrete(2), 10, render=render, seconds_per_step=0.04, is_page=is_page)
 
 
 def test_a_gif_has_a_picture_a_state(tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_a_page_holds_the_pictures(tmp_path: Path) -> None:
 
 
 def test_a_page_of_the_environment_is_written_as_it_is(tmp_path: Path) -> None:
-    pages = environment(lambda states: Html(f"<p>{len(states)} steps</p>"))
+    pages = environment(lambda states: Html(f"<p>{len(states)} steps</p>"), is_page=True)
     assert save_episode(pages, list(range(300)), tmp_path / "a.html").read_text() == "<p>300 steps</p>"
     with pytest.raises(UsageError, match=r"ending in \.html, as Fake gives"):
         save_episode(pages, [1], tmp_path / "a.gif")

@@ -120,8 +120,14 @@ def _train_seeds(config: Any, report: Say, started: float) -> tuple[dict[str, An
 
 def _seeds_again(configs: Sequence[Any], places: Sequence[Path], report: Say) -> tuple[list[Any], list[RunFolder]]:
     """Recorded settings and folders of all seeds; finished ones too, which the loop leaves at once."""
-    held, folders = [], []
+    held: list[Any] = []
+    folders: list[RunFolder] = []
     for config, place in zip(configs, places, strict=True):
+        if held and not place.exists():  # killed before all folders were there
+            config = _with(held[0], seed=config.seed)
+            folders.append(RunFolder.create(place, config.job, config.as_json()))
+            held.append(config)
+            continue
         folder, wanted, _ = go_on(_with(config, run_dir=place), config.job, _jobs, say=lambda line: None, peers=Alone())
         assert folder is not None
         held.append(wanted)

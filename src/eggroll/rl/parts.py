@@ -16,6 +16,7 @@ from eggroll.core.strategy import EvolutionStrategy
 from eggroll.rl.baselines.settings import PpoSettings, ppo_settings
 from eggroll.rl.config import SearchConfig
 from eggroll.rl.population import make_evaluator, make_seeds_evaluator, stacked, start_shared, statistics_of
+from eggroll.rl.rendering import check_rendering
 from eggroll.rl.rollout import run_episodes
 from eggroll.rl.strategy import (
     EPISODES,
@@ -58,6 +59,8 @@ def make_algorithm(config: SearchConfig) -> Algorithm:
       UsageError: no such environment or policy, or a package is missing.
     """
     made = set_up(config)
+    if config.render is not None:
+        check_rendering(made.environment, config.render)
     baseline = _baseline(config, made) if config.is_baseline else None
     act = made.policy.act if baseline is None else baseline.act
 

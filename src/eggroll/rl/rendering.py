@@ -24,6 +24,20 @@ _BRIEFEST = 20
 """Milliseconds between pictures: browsers show faster GIFs far slower."""
 
 
+def check_rendering(environment: Environment, path: Path) -> None:
+    """Refuse what could not be written, before there is an episode.
+
+    Raises:
+      UsageError: no renderer, or another suffix than what can be written.
+    """
+    if environment.render is None:
+        raise UsageError(f"expected an environment that can be drawn, got {environment.name}; leave the rendering out")
+    if path.suffix.lower() not in (".gif", ".html"):
+        raise UsageError(f"expected a path ending in .gif or .html, got {path}; rename it")
+    if environment.is_page and path.suffix.lower() != ".html":
+        raise UsageError(f"expected a path ending in .html, as {environment.name} gives pages, got {path}; rename it")
+
+
 def save_episode(environment: Environment, states: Sequence[Any], path: Path) -> Path:
     """Write what the environment shows of an episode, whole or not at all.
 
@@ -36,23 +50,13 @@ def save_episode(environment: Environment, states: Sequence[Any], path: Path) ->
     Raises:
       UsageError: no renderer, no states, or another suffix than what can be written; found before the episode is drawn.
     """
-    if environment.render is None:
-        raise UsageError(f"expected an environment that can be drawn, got {environment.name}; leave the rendering out")
-    if path.suffix not in (".gif", ".html"):
-        raise UsageError(f"expected a path ending in .gif or .html, got {path}; rename it")
+    check_rendering(environment, path)
     if not states:
         raise UsageError("expected one state or more of an episode, got none; give those of its steps")
-    shown = environment.render(states[:1])  # which of the two it is
-    if isinstance(shown, Html):
-        if path.suffix != ".html":
-            raise UsageError(
-                f"expected a path ending in .html, as {environment.name} gives pages, got {path}; rename it"
-            )
-        shown = environment.render(states)
-    else:
-        shown = environment.render(_thinned(states))
+    assert environment.render is not None
+    shown = environment.render(states if environment.is_page else _thinned(states))
     with writing(path):
-        put_whole(path, [_content(environment, shown, path.suffix)])
+        put_whole(path, [_content(environment, shown, path.suffix.lower())])
     return path
 
 

@@ -160,6 +160,11 @@ class Loop:
         return self.generation >= self.job.generations or asked
 
     @property
+    def may_reach(self) -> bool:
+        """Whether a target counts here: where every such run is evaluated, not where one happens to be stopped."""
+        return self.generation % self.job.validate_every == 0 or self.generation == self.job.generations
+
+    @property
     def is_over(self) -> bool:
         """Whether the run has had all the seconds that it was given."""
         return 0 < self.job.most_seconds <= self.spent
@@ -284,7 +289,7 @@ def running(
         trackers = stack.enter_context(Trackers(names, folder, job.config, say=bar.note))
         resumed_at = loop.generation
         first, latest, first_seconds = yield from _train(loop, bar, trackers, stop)
-        reached, over = job.reaches(latest), loop.is_over
+        reached, over = loop.may_reach and job.reaches(latest), loop.is_over
         summary = {
             "job": job.name,
             "finished": loop.generation == job.generations or reached or over,
@@ -314,7 +319,7 @@ def _train(loop: Loop, bar: Shown, trackers: Trackers, stop: list[int]) -> Calls
     first = dict((yield Call("validate", (job.start(),))))
     latest = first if loop.generation == 0 else {}
     last = loop.stopping(stop)
-    if job.target is not None and loop.generation and loop.generation % job.validate_every == 0:
+    if job.target is not None and loop.generation and loop.may_reach:
         latest = dict((yield Call("validate", (loop.state,))))  # it may have ended here, and not yet have said so
         last = last or job.reaches(latest)
     if last:
@@ -330,7 +335,7 @@ def _train(loop: Loop, bar: Shown, trackers: Trackers, stop: list[int]) -> Calls
         if last or loop.generation % job.validate_every == 0:
             latest = dict((yield Call("validate", (loop.state,))))
             line |= latest
-            last = last or job.reaches(latest)
+            last = last or (loop.may_reach and job.reaches(latest))
             if job.sample is not None and loop.is_new(line):
                 loop.ledger.sample(loop.generation, job.sample(loop.state.parameters))
         if loop.is_new(line):

@@ -79,6 +79,7 @@ class Environment:
       actions: how many of the actions each agent has.
       render: states of an episode in order (NumPy leaves) → pictures or a page; None: there is no renderer.
       seconds_per_step: between pictures.
+      is_page: whether `render` gives a page.
     """
 
     name: str
@@ -91,3 +92,4 @@ class Environment:
     actions: tuple[int, ...] = ()
     render: Callable[[Sequence[Any]], Frames | Html] | None = None
     seconds_per_step: float = 0.05
+    is_page: bool = False

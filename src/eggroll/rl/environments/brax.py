@@ -58,6 +58,7 @@ def make(name: str) -> Environment:
 
     return Environment(
         name=name,
+        is_page=True,
         reset=reset,
         step=step,
         # Brax's own observation_size runs a whole reset to find out, a minute for Humanoid.
