@@ -71,19 +71,16 @@ def _train_policy(command: str, arguments: Sequence[str]) -> int:
     from eggroll.rl.presets import settings_for
     from eggroll.rl.tune import recorded_base
 
-    kind = KINDS[command]
-    with _peers(command, arguments) as peers:
-        place = None if peers.process else _resumed(arguments)
-        recorded = None if place is None else recorded_base(place, kind, command)
-        recorded = recorded or (_recorded(command, kind, arguments, seeds_in=seeds_in) if place else None)
-        if recorded is None:
-            flags = ("env", "preset", "algorithm")
-            named = [[getattr(kind(), flag), *_values(arguments, f"--{flag}")][-1] for flag in flags]
-            recorded = settings_for(kind, *named)
-        config = _parse(kind, command, _ray_named(arguments), default=recorded)
-        summary, status = train(config, report=_say, started=started, peers=peers)
-        if peers.process == 0:
-            print(json.dumps(summary), flush=True)
+    kind, place = KINDS[command], _resumed(arguments)
+    recorded = None if place is None else recorded_base(place, kind, command)
+    recorded = recorded or (_recorded(command, kind, arguments, seeds_in=seeds_in) if place else None)
+    if recorded is None:
+        flags = ("env", "preset", "algorithm")
+        named = [[getattr(kind(), flag), *_values(arguments, f"--{flag}")][-1] for flag in flags]
+        recorded = settings_for(kind, *named)
+    config = _parse(kind, command, _ray_named(arguments), default=recorded)
+    summary, status = train(config, report=_say, started=started)
+    print(json.dumps(summary), flush=True)
     return status
 
 

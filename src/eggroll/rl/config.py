@@ -90,6 +90,10 @@ class SearchConfig(RunSettings):
         self._check_population()
         if self.render is not None and self.render.suffix.lower() not in (".gif", ".html"):
             raise UsageError(f"expected --render to end in .gif or .html, got {self.render}; name such a file")
+        if self.coordinator:
+            raise UsageError(
+                f"expected eggroll {self.job} in one process, got --coordinator; use --ray or --listen instead"
+            )
         if self.is_fleet and (self.seeds > 1 or self.is_baseline):
             raise UsageError(
                 "expected --ray or --listen with eggroll or openes and --seeds 1, got another; leave the workers out"

@@ -26,7 +26,7 @@ from eggroll.runs.folder import RunFolder, fresh_folder
 from eggroll.runs.going_on import go_on
 from eggroll.runs.job import Job, Learner, RunState
 from eggroll.runs.loop import Loop, Outcome, run, run_together
-from eggroll.runs.peers import Alone, Peers, check_alike
+from eggroll.runs.peers import Alone
 from eggroll.runs.settings import from_json
 from eggroll.runs.tracking import check_trackers
 
@@ -35,48 +35,42 @@ KINDS: dict[str, type[Any]] = {"rl": RlConfig, "marl": MarlConfig}
 Say = Callable[[str], None]
 
 
-def train(
-    config: Any, *, report: Say, started: float | None = None, peers: Peers | None = None
-) -> tuple[dict[str, Any], int]:
+def train(config: Any, *, report: Say, started: float | None = None) -> tuple[dict[str, Any], int]:
     """Train as `config` says and leave a run folder behind (one for each seed or trial), or go on with it.
 
     Args:
       config: `RlConfig` or `MarlConfig`.
       report: takes the lines that are for a person to read.
       started: `time.perf_counter()` when the program began; start-up is counted from it.
-      peers: the processes of the run; none: this one alone.
     Returns:
       The summary, of several seeds or trials what they come to, and the exit status.
     Raises:
       UsageError: the settings cannot be used; nothing was written.
     """
-    started, peers = time.perf_counter() if started is None else started, peers or Alone()
-    report = (lambda line: None) if peers.process else report
-    check_trackers(() if peers.process else config.track)
+    started = time.perf_counter() if started is None else started
+    check_trackers(config.track)
     check_fleet(config)
     if config.tune:
         return tune(config, train, report=report)
     if config.seeds > 1:
         return _train_seeds(config, report, started)
-    outcome, folder, config, algorithm = _train_one(config, report, started, peers)
-    if config.render is not None and peers.process == 0:
+    outcome, folder, config, algorithm = _train_one(config, report, started)
+    if config.render is not None:
         state = outcome.state if jax.tree.leaves(outcome.state.parameters) else _state_of(config, algorithm, folder)
         outcome.summary["rendered"] = render(config, algorithm, state)
     return outcome.summary, outcome.exit_status
 
 
-def _train_one(
-    config: Any, report: Say, started: float, peers: Peers
-) -> tuple[Outcome, RunFolder | None, Any, Algorithm]:
+def _train_one(config: Any, report: Say, started: float) -> tuple[Outcome, RunFolder, Any, Algorithm]:
     folder = None
     if config.resume:
-        folder, config, finished = go_on(config, config.job, _jobs, say=report, peers=peers)
+        folder, config, finished = go_on(config, config.job, _jobs, say=report, peers=Alone())
+        assert folder is not None  # of process 0
         if finished is not None:
             return Outcome(finished, 0, RunState(())), folder, config, with_chunk(config, make_algorithm(config))[1]
     config, algorithm = with_chunk(config, make_algorithm(config))
     job = make_job(config, algorithm)
-    check_alike(peers, job)
-    if folder is None and peers.process == 0:
+    if folder is None:
         folder = RunFolder.create(config.run_dir, config.job, config.as_json())
     report(describe(config, algorithm))
     extra, seconds = facts(config, algorithm), time.perf_counter() - started
@@ -85,10 +79,9 @@ def _train_one(
         with fleet_for(config, job, work, folder, worker_job, say=report) as fleet_job:
             outcome = run(fleet_job, folder, extra=extra, prefix_seconds=seconds, say=report)
     else:
-        outcome = run(job, folder, extra=extra, prefix_seconds=seconds, say=report, peers=peers)
+        outcome = run(job, folder, extra=extra, prefix_seconds=seconds, say=report)
     outcome.summary["peak_memory_bytes"] = peak_memory()
-    if folder is not None:
-        folder.write_json("summary.json", outcome.summary)
+    folder.write_json("summary.json", outcome.summary)
     return outcome, folder, config, algorithm
 
 
