@@ -126,7 +126,7 @@ def plain(*, carry: bool) -> Callable[[Path, int, Path], int]:
             config={},
             learner=Learner(start, {"m": zeros}, update, "float16", 16, {"population_size": 32}),
             evaluate=evaluate,
-            validate=lambda parameters: {"loss": float(np.abs(parameters["w"]).sum())},
+            validate=lambda state: {"loss": float(np.abs(state.parameters["w"]).sum())},
             main_metric="loss",
             units=("members", 32),
             generations=generations,

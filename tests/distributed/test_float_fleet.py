@@ -44,7 +44,7 @@ def start_carry(first_pair, pairs):
 def parts(frames="float16"):
     es = strategy()
     state = es.init(PARAMS, 5)
-    learner = training._learner(es, state, frames)
+    learner = training.strategy_learner(es, state, frames)
     return learner, training.range_work(es, state.seed, fitness, batches, start_carry=start_carry, aux=("size",))
 
 
@@ -62,7 +62,7 @@ class FloatFleet(Fleet):
             config={},
             learner=learner,
             evaluate=lambda state, generation: pytest.fail("the fleet evaluates"),
-            validate=lambda params: {},
+            validate=lambda state: {},
             main_metric="fitness_mean",
             units=("members", 32),
             generations=6,

@@ -35,7 +35,7 @@ with warnings.catch_warnings():
 
 SMALL = [
     "--hidden=8", "--population-size=8", "--generations=4", "--validation-episodes=4", "--episode-length=10",
-    "--validate-every=2", "--snapshot-every=2", "--chunk-size=8", "--sigma=0.3",
+    "--validate-every=2", "--target=1e9", "--snapshot-every=2", "--chunk-size=8", "--sigma=0.3",
 ]  # fmt: skip
 TINY_PPO = PpoSettings(num_envs=4, num_steps=8, num_epochs=2, num_minibatches=2, hidden=(8,))
 

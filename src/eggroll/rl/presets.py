@@ -80,8 +80,8 @@ UNKNOWN: dict[str, Any] = {
     "sigma_decay": 1.0,
 }
 """For two cores: few members and short runs, in which nothing has time to decay and SGD at the table's step sizes does
-not get anywhere; each pair meets episodes of its own, so that so few members see enough of them. Shaping and the kind of
-actions are the row's."""
+not get anywhere; each pair meets episodes of its own, so that so few members see enough of them. Shaping and the kind
+of actions are the row's."""
 _NORMAL: dict[str, Any] = {"learning_rate": 0.01, "deterministic": True, "normalize_observations": True}
 _KINETIX: dict[str, Any] = {"population_size": 32, "episode_length": 128, "num_envs": 16, "generations": 30}
 SMALL: dict[str, dict[str, Any]] = {
