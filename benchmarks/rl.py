@@ -162,6 +162,9 @@ def table(home: Path) -> str:
     for env in (*environment_names(), *multi_agent_names()):
         rows = {name: row(home, env, name) for name in algorithms(env)}
         egg, dense = rows["eggroll"], rows["openes"]
+        if not any(rows.values()):
+            lines.append(f"| {env} | not run {'| ' * 9}|")
+            continue
         cells = [f"{each['end']:.4g} ± {each['error']:.2g}" if each else "–" for each in rows.values()]
         file = home / f"{env.replace('/', '-')}-timing.json"
         times = json.loads(file.read_text()) if file.exists() else None
