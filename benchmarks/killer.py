@@ -7,7 +7,6 @@ library (what a run is busy with) and of the system (what that does), by their p
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import mmap
 import os
@@ -118,15 +117,8 @@ class Killer:
             (RunFolder, "write_json", "whole file"),
         ):
             self._around(owner, attribute, point)
-        start = loop.Loop.__init__
-
-        def with_watched_job(own: Any, job: Any, *args: Any, **settings: Any) -> None:
-            learner = dataclasses.replace(job.learner, update=self._watched(job.learner.update, "update"))
-            evaluate, validate = self._watched(job.evaluate, "evaluate"), self._watched(job.validate, "validate")
-            job = dataclasses.replace(job, learner=learner, evaluate=evaluate, validate=validate)
-            start(own, job, *args, **settings)
-
-        loop.Loop.__init__ = with_watched_job  # type: ignore[method-assign]
+        answered = {of: self._watched(loop.answer, of) for of in ("evaluate", "update", "validate")}
+        loop.answer = lambda job, call: answered[call.of](job, call)
 
     def _around(self, owner: Any, attribute: str, point: str) -> None:
         raw = vars(owner)[attribute] if isinstance(owner, type) and attribute in vars(owner) else None
