@@ -1,6 +1,7 @@
 """Strict settings for every test: two virtual CPU devices, no silent broadcasting of ranks, shapes checked."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # 8 devices in the process that `tests.eight` starts
@@ -14,6 +15,8 @@ import jax
 import pytest
 from jaxtyping import install_import_hook
 
+from tests.runs import chromium
+
 install_import_hook("eggroll", "beartype.beartype")
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -26,3 +29,19 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("needs the folder ../shared (real data, conformance files), which is not part of the project")
     return folder
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[chromium.Chromium]:
+    """A Chromium to look at pages with; tests that need it skip without it."""
+    program = chromium.find()
+    if program is None:
+        pytest.skip(f"needs a Chromium on PATH ({', '.join(chromium.NAMES)}) to look at the page")
+    opened = chromium.Chromium(program, tmp_path / "profile")
+    try:
+        opened.call("Browser.getVersion")
+    except (EOFError, BrokenPipeError):
+        opened.close()
+        pytest.skip(f"needs a Chromium that starts, and {program} ended at once")
+    yield opened
+    opened.close()

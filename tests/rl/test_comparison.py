@@ -22,7 +22,6 @@ from eggroll.rl.comparison.settings import environments
 from eggroll.runs.report import ReportConfig, report
 from eggroll.runs.report.charts import Curve
 from eggroll.runs.report.history import read_run
-from tests.runs import chromium
 from tests.runs.test_report import EVIL, Page
 
 ALGORITHMS = ("eggroll", "openes", "ppo")
@@ -263,21 +262,6 @@ def test_many_environments_are_bounded(tmp_path, monkeypatch):
     paths = make_all(tmp_path / "runs", envs="abc", algorithms=["ppo"], seeds=[0], lines=4)
     extra = compared([read_run(path, bins=16) for path in paths])
     assert "charts are of the first 2 of 3 environments" in extra.sections[2][1]
-
-
-@pytest.fixture
-def browser(tmp_path):
-    program = chromium.find()
-    if program is None:
-        pytest.skip(f"needs a Chromium on PATH ({', '.join(chromium.NAMES)}) to look at the page")
-    opened = chromium.Chromium(program, tmp_path / "profile")
-    try:
-        opened.call("Browser.getVersion")
-    except (EOFError, BrokenPipeError):
-        opened.close()
-        pytest.skip(f"needs a Chromium that starts, and {program} ended at once")
-    yield opened
-    opened.close()
 
 
 def test_in_a_browser(tmp_path, browser):

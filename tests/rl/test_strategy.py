@@ -153,7 +153,7 @@ def test_fitness_is_the_mean_return_of_several_episodes(monkeypatch):
     params, key = made.policy.init(jax.random.key(0)), jax.random.key(1)
     score, aux = jax.jit(make_fitness(config, made))(params, key)
     one = make_fitness(RlConfig(hidden=(), episode_length=7, **SMALL), made)
-    singly = jax.jit(lambda keys: episodes(made, params, keys, None))(jax.random.split(key, 3))
+    singly = jax.jit(lambda keys: episodes(made, made.policy.act, params, keys, None))(jax.random.split(key, 3))
     assert score == pytest.approx(float(singly.score.mean()), rel=1e-5)
     assert aux.steps == singly.steps.sum() == aux.sums.seen
     assert jax.eval_shape(one, params, key)[1].sums is None

@@ -21,7 +21,6 @@ from eggroll.runs.report.groups import grouped
 from eggroll.runs.report.history import LONGEST_SAMPLE, MOST_METRICS, MOST_SAMPLES, read_run
 from eggroll.runs.report.series import thinned
 from eggroll.runs.report.wording import compact, duration, measured, size, tick_labels
-from tests.runs import chromium
 
 SETTINGS = {"job": "toy", "width": 16, "model": {"rank": 1}, "run_dir": "x", "generations": 12}
 EVIL = '"><x-evil onload="alert(1)">&lt;</style></title></svg><!--'
@@ -381,21 +380,6 @@ def test_reading_the_module_draws_nothing():
 
     code = "import sys, eggroll.runs.report; sys.exit('matplotlib' in sys.modules or 'jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
-
-
-@pytest.fixture
-def browser(tmp_path):
-    program = chromium.find()
-    if program is None:
-        pytest.skip(f"needs a Chromium on PATH ({', '.join(chromium.NAMES)}) to look at the page")
-    opened = chromium.Chromium(program, tmp_path / "profile")
-    try:
-        opened.call("Browser.getVersion")
-    except (EOFError, BrokenPipeError):
-        opened.close()
-        pytest.skip(f"needs a Chromium that starts, and {program} ended at once")
-    yield opened
-    opened.close()
 
 
 def test_in_a_browser(tmp_path, browser):

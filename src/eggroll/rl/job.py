@@ -94,8 +94,8 @@ def _train_seeds(config: Any, report: Say, started: float) -> tuple[dict[str, An
     if config.resume:
         configs, folders = _seeds_again(configs, places, report)
     chunk = configs[0].chunk_size if config.resume else config.chunk_size
-    shared, algorithm = with_chunk(_with(config, chunk_size=chunk), make_algorithm(config))
-    configs = [_with(each, chunk_size=shared.chunk_size) for each in configs]
+    shared, algorithm = with_chunk(dataclasses.replace(config, chunk_size=chunk), make_algorithm(config))
+    configs = [dataclasses.replace(each, chunk_size=shared.chunk_size) for each in configs]
     jobs = [make_job(each, algorithm) for each in configs]
     if not config.resume:
         for each, place in zip(configs, places, strict=True):
@@ -117,11 +117,13 @@ def _seeds_again(configs: Sequence[Any], places: Sequence[Path], report: Say) ->
     folders: list[RunFolder] = []
     for config, place in zip(configs, places, strict=True):
         if held and not place.exists():  # killed before all folders were there
-            config = _with(held[0], seed=config.seed)
+            config = dataclasses.replace(held[0], seed=config.seed)
             folders.append(RunFolder.create(place, config.job, config.as_json()))
             held.append(config)
             continue
-        folder, wanted, _ = go_on(_with(config, run_dir=place), config.job, _jobs, say=lambda line: None, peers=Alone())
+        folder, wanted, _ = go_on(
+            dataclasses.replace(config, run_dir=place), config.job, _jobs, say=lambda line: None, peers=Alone()
+        )
         assert folder is not None
         held.append(wanted)
         folders.append(folder)
@@ -157,10 +159,6 @@ def together(outcomes: Sequence[Outcome], home: Path) -> dict[str, Any]:
         "peak_memory_bytes": peak_memory(),
         "run_dir": str(home),
     }
-
-
-def _with(config: Any, **settings: Any) -> Any:
-    return dataclasses.replace(config, **settings)
 
 
 def _jobs(recorded: Any, wanted: Any) -> tuple[Job[Any], Job[Any]]:
@@ -236,7 +234,7 @@ def worker_job(welcome: dict[str, Any]) -> Built:
     Raises:
       UsageError: its settings are none of these jobs'.
     """
-    config = _with(_config_in(welcome["header"]), devices=1)  # a worker is for one device
+    config = dataclasses.replace(_config_in(welcome["header"]), devices=1)  # a worker is for one device
     config, algorithm = with_chunk(config, make_algorithm(config))
     if algorithm.es is None or algorithm.fitness is None:
         raise UsageError("expected a run of eggroll or openes to work for, got a baseline; start no workers")

@@ -12,16 +12,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from eggroll.core.errors import UsageError
 from eggroll.core.strategy import EvolutionStrategy
 from eggroll.rl.baselines.settings import PpoSettings, ppo_settings
 from eggroll.rl.config import SearchConfig
-from eggroll.rl.population import make_evaluator, make_seeds_evaluator, stacked, start_shared, statistics_of
+from eggroll.rl.population import lanes_of, make_evaluator, make_seeds_evaluator, stacked, start_shared, statistics_of
 from eggroll.rl.rendering import check_rendering
-from eggroll.rl.rollout import run_episodes
 from eggroll.rl.strategy import (
     EPISODES,
     PARAMETERS,
     Setup,
+    episodes,
     key_of,
     make_fitness,
     make_strategy,
@@ -46,10 +47,8 @@ class Algorithm(NamedTuple):
     score: Callable[[Any, Any, Any], Any]
     """(parameters, statistics, keys) → returns of the policy, (episodes,)."""
 
-    @property
-    def act(self) -> Callable[[Any, Any, Any], Any]:
-        """(parameters, key, observation) → action."""
-        return self.made.policy.act if self.baseline is None else self.baseline.act
+    act: Callable[[Any, Any, Any], Any]
+    """(parameters, key, observation) → action."""
 
 
 def make_algorithm(config: SearchConfig) -> Algorithm:
@@ -66,13 +65,12 @@ def make_algorithm(config: SearchConfig) -> Algorithm:
 
     @jax.jit
     def score(parameters: Any, statistics: Any, keys: Any) -> Any:
-        choose = lambda key, observation: act(parameters, key, observation)
-        return run_episodes(made.environment, choose, keys, max_steps=made.max_steps, statistics=statistics).score
+        return episodes(made, act, parameters, keys, statistics).score
 
     if baseline is not None:
-        return Algorithm(made, None, None, baseline, jax.jit(baseline.iterate), score)
+        return Algorithm(made, None, None, baseline, jax.jit(baseline.iterate), score, act)
     shapes = jax.eval_shape(made.policy.init, jax.random.key(0))
-    return Algorithm(made, make_strategy(config, shapes), make_fitness(config, made), None, None, score)
+    return Algorithm(made, make_strategy(config, shapes), make_fitness(config, made), None, None, score, act)
 
 
 def baseline_settings(config: SearchConfig) -> PpoSettings:
@@ -90,8 +88,6 @@ def _baseline(config: SearchConfig, made: Setup) -> Any:
     try:
         from eggroll.rl.baselines.ppo import make_ppo
     except ModuleNotFoundError as error:
-        from eggroll.core.errors import UsageError
-
         raise UsageError(
             f'expected the package {error.name} for --algorithm ppo, got none; pip install "eggroll-es[rl]"'
         ) from None
@@ -205,19 +201,15 @@ def answers_for(
     elif algorithm.baseline is not None:
         iterate = jax.jit(jax.vmap(algorithm.baseline.iterate))
 
-    def lanes(asked: dict[int, tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-        some = next(iter(asked.values()))
-        return [asked.get(k, some) for k in range(len(configs))]
-
     def validate(asked: dict[int, tuple[Any, ...]]) -> dict[int, Any]:
-        states = [state for (state,) in lanes(asked)]
+        states = [state for (state,) in lanes_of(asked, len(configs))]
         statistics = stacked([statistics_of(state.shared) for state in states])
         scores = np.asarray(score(stacked([state.parameters for state in states]), statistics, keys))
         return {k: returns(scores[k]) for k in asked}
 
     def update(asked: dict[int, tuple[Any, ...]]) -> dict[int, Any]:
         assert iterate is not None
-        new = jax.block_until_ready(iterate(stacked([parameters for parameters, *_ in lanes(asked)])))
+        new = jax.block_until_ready(iterate(stacked([parameters for parameters, *_ in lanes_of(asked, len(configs))])))
         return {k: (jax.tree.map(lambda leaf, lane=k: leaf[lane], new), asked[k][1], {}) for k in asked}
 
     def answers(of: str, asked: dict[int, tuple[Any, ...]]) -> dict[int, Any]:

@@ -7,7 +7,7 @@ observations where these are normalised. Both stand in the journal.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from eggroll.runs.metrics import Metrics
 from eggroll.runs.training import info_metrics
 
 Fitness = Callable[..., Any]
+T = TypeVar("T")
 
 
 def start_shared(config: SearchConfig, made: Setup) -> dict[str, Any]:
@@ -67,8 +68,7 @@ def make_seeds_evaluator(
         return jax.vmap(one)(params, seeds, generations, arguments)
 
     def evaluate(asked: dict[int, tuple[RunState, int]]) -> dict[int, Evaluated]:
-        some = next(iter(asked.values()))
-        lanes = [asked.get(k, some) for k in range(len(configs))]
+        lanes = lanes_of(asked, len(configs))
         params, arguments = stacked([state.parameters for state, _ in lanes]), [_arguments(s.shared) for s, _ in lanes]
         generations = jnp.array([generation for _, generation in lanes], jnp.int32)
         weights, info, evaluation = program(params, generations, stacked(arguments))
@@ -80,6 +80,12 @@ def make_seeds_evaluator(
         return found
 
     return evaluate
+
+
+def lanes_of(asked: dict[int, T], count: int) -> list[T]:
+    """What each of `count` lanes of a program gets; those that are not asked for get what some other does."""
+    some = next(iter(asked.values()))
+    return [asked.get(k, some) for k in range(count)]
 
 
 def stacked(trees: Sequence[Any]) -> Any:

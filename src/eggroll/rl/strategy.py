@@ -148,18 +148,25 @@ def make_fitness(config: SearchConfig, made: Setup) -> Callable[..., tuple[Any, 
     observe = bool(getattr(config, "normalize_observations", False))
 
     def fitness(params: Any, key: Any, statistics: Statistics | None = None) -> tuple[Any, Aux]:
-        episode = episodes(made, params, jax.random.split(key, config.episodes), statistics, observe)
+        episode = episodes(made, made.policy.act, params, jax.random.split(key, config.episodes), statistics, observe)
         sums = jax.tree.map(lambda each: each.sum(0), episode.sums)
         return episode.score.mean(), Aux(episode.steps.sum(), sums)
 
     return fitness
 
 
-def episodes(made: Setup, params: Any, keys: Any, statistics: Statistics | None, observe: bool = False) -> Episode:
-    """Episodes of a policy, one for each key."""
+def episodes(
+    made: Setup,
+    act: Callable[[Any, Any, Any], Any],
+    params: Any,
+    keys: Any,
+    statistics: Statistics | None,
+    observe: bool = False,
+) -> Episode:
+    """Episodes of a policy, (parameters, key, observation) → action, one for each key."""
 
-    def act(key: Any, observation: Any) -> Any:
-        return made.policy.act(params, key, observation)
+    def own(key: Any, observation: Any) -> Any:
+        return act(params, key, observation)
 
     settings = {"max_steps": made.max_steps, "statistics": statistics, "observe": observe}
-    return run_episodes(made.environment, act, keys, **settings)
+    return run_episodes(made.environment, own, keys, **settings)

@@ -12,6 +12,7 @@ from jaxtyping import Float64
 
 from eggroll.rl.comparison.settings import BASELINES, Environment, Setting
 from eggroll.runs.report.charts import Curve
+from eggroll.runs.report.groups import mean_and_error
 
 MOST_POINTS = 200
 SHARES = 101
@@ -74,11 +75,6 @@ def mean_of(values: Sequence[Value]) -> Value:
     return total / len(values)
 
 
-def standard_error(values: Sequence[float]) -> float | None:
-    """√(variance / n) with n - 1 in the variance; None for fewer than two."""
-    return float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else None
-
-
 def learned(setting: Setting, axis: Axis) -> Learned | None:
     """The learning curve of a setting, over the stretch for which every seed has values.
 
@@ -134,7 +130,7 @@ def improvement(setting: Setting) -> tuple[float, float | None] | None:
     rises = [trial.final - trial.start for trial in told if trial.final is not None and trial.start is not None]
     if not rises:
         return None
-    return mean_of(rises), standard_error(rises) if len(rises) > 1 else told[0].final_error
+    return mean_of(rises), mean_and_error(rises)[1] if len(rises) > 1 else told[0].final_error
 
 
 def scale_of(environment: Environment) -> tuple[Scale | None, str]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from eggroll.rl.comparison.curves import improvement, mean_of, scale_of, standard_error, times_of
+from eggroll.rl.comparison.curves import improvement, mean_of, scale_of, times_of
 from eggroll.rl.comparison.settings import Environment, Setting
+from eggroll.runs.report.groups import mean_and_error
 from eggroll.runs.report.markup import Markup, element, join, note
 from eggroll.runs.report.tables import swatch, table
 from eggroll.runs.report.wording import compact, measured
@@ -44,7 +45,7 @@ def _row(environment: Environment, setting: Setting, *, first: bool) -> Markup:
     scale, _ = scale_of(environment)
     rates = [trial.steps_per_second for trial in setting.trials if trial.steps_per_second is not None]
     cells = (
-        measured(mean_of(start), standard_error(start)) if start else "—",
+        measured(mean_of(start), mean_and_error(start)[1]) if start else "—",
         measured(mean_of(final), _final_error(setting, final)) if final else "—",
         _seeds(setting, len(final)),
         _improvement(setting),
@@ -59,7 +60,7 @@ def _row(environment: Environment, setting: Setting, *, first: bool) -> Markup:
 
 def _final_error(setting: Setting, final: list[float]) -> float | None:
     """Of one seed, what the episodes of its last evaluation leave open."""
-    return standard_error(final) if len(final) > 1 else setting.counted[0].final_error
+    return mean_and_error(final)[1] if len(final) > 1 else setting.counted[0].final_error
 
 
 def _seeds(setting: Setting, count: int) -> str:

@@ -10,14 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import jumanji
-import matplotlib
 import numpy as np
 from jaxtyping import Array, Float
 from jumanji import specs
-from matplotlib import pyplot
 from matplotlib.animation import AbstractMovieWriter
 
 from eggroll.core.errors import UsageError
+from eggroll.rl.environments._settle import off_screen
 from eggroll.rl.environments.base import ActionSpace, Discrete, Environment, MultiDiscrete, Step
 
 _LIMITS = ("time_limit", "num_items", "num_cities")
@@ -153,14 +152,11 @@ class _Frames(AbstractMovieWriter):
 
 def _renderer(env: Any) -> Callable[[Sequence[Any]], list[np.ndarray]]:
     def render(states: Sequence[Any]) -> list[np.ndarray]:
-        """Jumanji's own animation; Matplotlib is put back as it was, but for figures of another backend."""
-        writer, before = _Frames(), matplotlib.get_backend()
-        pyplot.switch_backend("agg")
-        try:
+        """Jumanji's own animation."""
+        writer = _Frames()
+        with off_screen():
             # Snake's leaves out the first state, so that one is given twice
             env.animate([states[0], *states]).save("", writer=writer)
-        finally:
-            pyplot.switch_backend(before)
         return writer.frames[-len(states) :]
 
     return render

@@ -16,6 +16,7 @@ from kinetix.render.renderer_pixels import make_render_pixels
 from kinetix.util.saving import BASE_DIR, load_from_json_file
 
 from eggroll.core.errors import UsageError
+from eggroll.rl.environments._settle import flat
 from eggroll.rl.environments.base import ActionSpace, Box, Discrete, Environment, MultiDiscrete, Step
 
 _SUFFIXES = tuple(kind.name.lower() for kind in ActionType)
@@ -92,8 +93,8 @@ def _space(actions: Any, kind: ActionType) -> ActionSpace:
 
 
 def _finite(observation: Array) -> Float[Array, " size"]:
-    flat = jnp.ravel(observation).astype(jnp.float32)
-    return jnp.where(jnp.isfinite(flat), flat, 0)
+    numbers = flat(observation)
+    return jnp.where(jnp.isfinite(numbers), numbers, 0)
 
 
 def _renderer(parameters: EnvParams, static: StaticEnvParams) -> Callable[[Sequence[Any]], list[np.ndarray]]:

@@ -15,6 +15,7 @@ from navix.environments import Timestep
 from navix.rendering.cache import RenderingCache
 
 from eggroll.core.errors import UsageError
+from eggroll.rl.environments._settle import flat
 from eggroll.rl.environments.base import Discrete, Environment, Step
 
 _NO_PICTURES = RenderingCache(patches=jnp.zeros((0, 1, 1, 3), jnp.uint8))
@@ -51,13 +52,13 @@ def make(name: str) -> Environment:
 
     def reset(key: Any) -> tuple[State, Array]:
         first = env.reset(jax.random.key_data(key), _NO_PICTURES)
-        return State(first.t, first.state.replace(cache=None)), _flat(first.observation)
+        return State(first.t, first.state.replace(cache=None)), flat(first.observation)
 
     def step(key: Any, state: State, action: Any) -> Step:
         after = env.step(_timestep(state), action)
         grid = after.state.replace(cache=None)
         reward = jnp.asarray(after.reward, jnp.float32)
-        return Step(State(after.t, grid), _flat(after.observation), reward, after.is_done())
+        return Step(State(after.t, grid), flat(after.observation), reward, after.is_done())
 
     _, observation = jax.eval_shape(reset, jax.random.key(0))
     return Environment(
@@ -85,10 +86,6 @@ def _timestep(state: State) -> Any:
     """What `step` needs of a timestep: a type of plain 0, known while tracing, leaves no reset in the compiled step."""
     grid = state.grid.replace(cache=_NO_PICTURES)
     return Timestep(t=state.time, observation=None, action=None, reward=None, step_type=0, state=grid)
-
-
-def _flat(observation: Array) -> Array:
-    return jnp.ravel(observation).astype(jnp.float32)
 
 
 @jax.jit
