@@ -4,10 +4,8 @@ import json
 import re
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from eggroll import cli
 from eggroll.integer import model
@@ -16,6 +14,7 @@ from eggroll.pretrain.sample import load_model
 from eggroll.runs import snapshots
 from eggroll.runs.folder import RunFolder
 from eggroll.runs.journal import Journal
+from tests import compiled
 
 SETTINGS = (
     *("--preset", "tiny", "--population-size", "64", "--group-size", "8", "--seq-len", "8", "--generations", "7"),
@@ -27,17 +26,8 @@ SETTINGS = (
 @pytest.fixture(autouse=True, scope="module")
 def compiled_once(tmp_path_factory):
     """Every command compiles the same few functions: keep what the compiler made."""
-    settings = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
+    with compiled.kept_in(tmp_path_factory.mktemp("compiled")):
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -26,6 +26,7 @@ from eggroll.runs.folder import RunFolder
 from eggroll.runs.journal import Journal
 from eggroll.runs.metrics import MetricsFile
 from eggroll.runs.trees import as_arrays
+from tests import compiled
 from tests.rl import tiny
 from tests.runs.test_loop import metrics, without_times
 
@@ -43,17 +44,8 @@ TINY_PPO = PpoSettings(num_envs=4, num_steps=8, num_epochs=2, num_minibatches=2,
 @pytest.fixture(scope="module", autouse=True)
 def programs(tmp_path_factory):
     """Runs of the same settings share their compiled programs."""
-    options = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": 0,
-    }
-    before = {name: getattr(jax.config, name) for name in options}
-    for name, value in options.items():
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
+    with compiled.kept_in(tmp_path_factory.mktemp("programs")):
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -170,9 +170,6 @@ class MarlConfig(SearchConfig):
         """Name of the command."""
         return "marl"
 
-    normalize_observations = False
-    policy = ""
-
 
 def for_seed(config: Any, index: int) -> Any:
     """The settings of one of the seeds."""
