@@ -92,6 +92,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "InvertedDoublePendulum": _NORMAL | {"learning_rate": 0.03, "episode_length": 300, "target": 2500.0},
     "Craftax-Classic-Symbolic": {"population_size": 64, "episode_length": 200, "num_envs": 32, "generations": 30},
     "Craftax-Symbolic": {"population_size": 32, "episode_length": 200, "num_envs": 16, "generations": 30},
+    "Knapsack": {"population_size": 512, "deterministic": True},
     "l/hard_pinball": _KINETIX,
     "m/h17_thrustcontrol_left": _KINETIX,
     "s/h1_thrust_over_ball": _KINETIX,
