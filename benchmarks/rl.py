@@ -32,7 +32,7 @@ from eggroll.rl.config import MarlConfig, RlConfig, for_seed
 from eggroll.rl.environments.registry import environment_names, multi_agent_names
 from eggroll.rl.parts import make_algorithm, make_job, with_chunk
 from eggroll.rl.presets import HEAVY, settings_for
-from eggroll.rl.strategy import start_parameters
+from eggroll.rl.strategy import Setup, episodes, make_fitness, make_strategy, setup, start_parameters
 from eggroll.runs.folder import RunFolder, put_whole
 from eggroll.runs.loop import run
 
@@ -189,24 +189,36 @@ def table(home: Path) -> str:
     return "\n".join([*lines, "", f"Of {count} with one agent: {improved} improved by 2 SE, {counts}."])
 
 
+def endless(made: Setup) -> Setup:
+    """The same, with episodes that end by their length alone: every member takes as many steps as every other."""
+    environment = made.environment
+    step = lambda key, state, action: environment.step(key, state, action)._replace(done=jax.numpy.bool_(False))
+    return made._replace(environment=dataclasses.replace(environment, step=step))
+
+
 def throughput(steps: int, population: int) -> None:
-    """Environment steps per second of a population against the unperturbed policy over the same batch."""
-    base = dataclasses.replace(
-        settings_for(RlConfig, "CartPole-v1", "paper", "eggroll"), episode_length=steps, population_size=population
-    )
+    """Environment steps per second of a population, drawing its noise, against the unperturbed policy over as many.
+
+    Both take exactly `steps` steps in each of `population` environments.
+    """
+    paper = settings_for(RlConfig, "CartPole-v1", "paper", "eggroll")
+    base = dataclasses.replace(paper, episode_length=steps, population_size=population)
+    made = endless(setup(base))
+    params = start_parameters(base, made.policy)
     calls: dict[str, Any] = {}
     for rank in (1, 4):
         for chunk in (256, 512, population):
-            config = dataclasses.replace(base, rank=rank, chunk_size=chunk)
-            config, made = with_chunk(config, make_algorithm(config))
-            job = make_job(config, made)
-            state = job.start()
-            calls[f"rank {rank}, chunk {chunk}"] = lambda job=job, state=state: job.evaluate(state, 0).metrics
-    params = start_parameters(base, made.made.policy)
+            config = dataclasses.replace(base, rank=rank, chunk_size=chunk, devices=1)
+            es, fitness = make_strategy(config, params), make_fitness(config, made)
+            state = es.init(params, 0)
+            calls[f"rank {rank}, chunk {chunk}"] = lambda es=es, fitness=fitness, state=state: jax.block_until_ready(
+                es.evaluate(state, fitness, has_aux=True)[0]
+            )
     for chunk in (256, 512, population):
         keys = jax.random.split(jax.random.key(1), population).reshape(-1, chunk)
-        score = jax.jit(lambda params, keys: jax.lax.map(lambda own: made.score(params, None, own), keys))
-        calls[f"plain, chunk {chunk}"] = lambda keys=keys, score=score: jax.block_until_ready(score(params, keys))
+        score = lambda params, keys: episodes(made, made.policy.act, params, keys, None).score
+        plain = jax.jit(lambda params, keys, score=score: jax.lax.map(lambda own: score(params, own), keys))
+        calls[f"plain, chunk {chunk}"] = lambda keys=keys, plain=plain: jax.block_until_ready(plain(params, keys))
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         call()
@@ -218,7 +230,11 @@ def throughput(steps: int, population: int) -> None:
     best = min(statistics.median(values) for name, values in seconds.items() if name.startswith("plain"))
     for name, values in seconds.items():
         middle = statistics.median(values)
-        print(f"{name}: {1e3 * middle:.0f} ms ({1e3 * min(values):.0f}–{1e3 * max(values):.0f}), {best / middle:.0%}")
+        rate = population * steps / middle / 1e6
+        print(
+            f"{name}: {rate:.2f} M steps/s, {1e3 * middle:.0f} ms ({1e3 * min(values):.0f}–{1e3 * max(values):.0f}), "
+            f"{best / middle:.0%}"
+        )
 
 
 def main() -> None:
