@@ -1,0 +1,94 @@
+"""RWKV-7's recurrence: a matrix-valued state for each head, step by step or a chunk of steps at a time.
+
+    Sₜ = Sₜ₋₁·(diag(wₜ) + aₜ·bₜᵀ) + vₜ·kₜᵀ        yₜ = Sₜ·rₜ
+
+with S of (value, key), a = −κ and b = κ ⊙ (learning rate) for the unit vector κ. Source: Peng et al., arXiv 2503.14456,
+equations 15 to 19; the chunked form is that of Yang et al., arXiv 2406.06484, with decays.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+CHUNK = 16
+"""Steps that are taken at once. A decay is at least exp(−0.607) a step, so that its inverse over 16 steps stays below
+2·10⁴: float32 holds products with it to three digits more than the model needs."""
+
+
+class Inputs(NamedTuple):
+    """Of each step and head; every leaf is (…, heads, size) float32."""
+
+    r: Any
+    log_w: Any  # ≤ 0
+    k: Any
+    v: Any
+    a: Any
+    b: Any
+
+
+def step(state: Float[Array, "rows heads n n"], x: Inputs) -> tuple[Array, Array]:
+    """One step for rows of leaves (rows, heads, n).
+
+    Returns:
+      The new state and (rows, heads, n) float32.
+    """
+    moved = jnp.einsum("phvk,phk->phv", state, x.a)
+    state = state * jnp.exp(x.log_w)[..., None, :] + moved[..., None] * x.b[..., None, :]
+    state = state + x.v[..., None] * x.k[..., None, :]
+    return state, jnp.einsum("phvk,phk->phv", state, x.r)
+
+
+def sequence(state: Float[Array, "rows heads n n"], x: Inputs) -> tuple[Array, Array]:
+    """Many steps, `CHUNK` at a time; leaves are (rows, time, heads, n).
+
+    Returns:
+      The state after the last step, and (rows, time, heads, n) float32.
+    """
+    time = x.r.shape[1]
+    missing = -time % CHUNK
+    x = Inputs(*(jnp.pad(leaf, ((0, 0), (0, missing), (0, 0), (0, 0))) for leaf in x))  # steps that change nothing
+    parts = Inputs(*(_in_chunks(leaf) for leaf in x))
+    state, y = lax.scan(_chunk, state, parts)
+    y = jnp.moveaxis(y, (0, 2), (1, 3))  # (rows, chunks, CHUNK, heads, n)
+    return state, y.reshape(y.shape[0], time + missing, *y.shape[3:])[:, :time]
+
+
+def _in_chunks(leaf: Array) -> Array:
+    """(rows, time, heads, n) → (chunks, rows, heads, CHUNK, n)."""
+    rows, time, heads, n = leaf.shape
+    return jnp.transpose(leaf.reshape(rows, time // CHUNK, CHUNK, heads, n), (1, 0, 3, 2, 4))
+
+
+def _chunk(state: Array, x: Inputs) -> tuple[Array, Array]:
+    """A chunk of steps; leaves are (rows, heads, CHUNK, n).
+
+    With cₜ the product of decays so far and Ŝₜ = Sₜ·diag(1/cₜ), a step adds uₜ·(bₜ/cₜ)ᵀ + vₜ·(kₜ/cₜ)ᵀ to Ŝ, where
+    uₜ = Ŝₜ₋₁·(cₜ₋₁ ⊙ aₜ) depends on the u before it: a unit lower triangular system.
+    """
+    logs = jnp.cumsum(x.log_w, axis=-2)
+    upto, before, inverse = jnp.exp(logs), jnp.exp(logs - x.log_w), jnp.exp(-logs)
+    a, r, b, k = x.a * before, x.r * upto, x.b * inverse, x.k * inverse
+    products = lambda left, right: jnp.einsum("phtn,phsn->phts", left, right)
+    strictly = jnp.tril(jnp.ones((CHUNK, CHUNK), bool), -1)
+    so_far = jnp.tril(jnp.ones((CHUNK, CHUNK), bool))
+    start = lambda left: jnp.einsum("phvn,phtn->phtv", state, left)
+    right = start(a) + jnp.where(strictly, products(a, k), 0) @ x.v
+    system = jnp.eye(CHUNK) - jnp.where(strictly, products(a, b), 0)
+    u = lax.linalg.triangular_solve(system, right, left_side=True, lower=True, unit_diagonal=True)
+    y = start(r) + jnp.where(so_far, products(r, b), 0) @ u + jnp.where(so_far, products(r, k), 0) @ x.v
+    added = jnp.einsum("phtv,phtn->phvn", u, b) + jnp.einsum("phtv,phtn->phvn", x.v, k)
+    return (state + added) * upto[..., -1:, :], y
+
+
+def reference(state: Float[Array, "rows heads n n"], x: Inputs) -> tuple[Array, Array]:
+    """`sequence`, a step at a time."""
+    turned = Inputs(*(jnp.moveaxis(leaf, 1, 0) for leaf in x))
+    state, y = lax.scan(step, state, turned)
+    return state, jnp.moveaxis(y, 0, 1)
+
+
