@@ -109,14 +109,44 @@ def per_prompt(scores: Float[Array, " members *prompts"]) -> Float[Array, " memb
       (members,) float32 of mean 0; zeros where every prompt gives all members the same score.
     Source: arXiv 2511.16652, reasoning experiments.
     """
-    scores = scores.astype(jnp.float32).reshape(scores.shape[0], -1)
+    scaled, counts = _scaled_by_prompt(scores.astype(jnp.float32).reshape(scores.shape[0], -1))
+    return scaled.sum(1) / jnp.maximum(counts.sum(), 1)
+
+
+def _scaled_by_prompt(scores: Float[Array, "members prompts"]) -> tuple[Array, Array]:
+    """Scores of each prompt around its mean in units of the deviation of all, and (prompts,) which counted."""
+    scores = clip_infinities(scores)
     counts = ~jnp.isnan(scores).all(0, keepdims=True)
-    unit = jnp.where(counts, _to_unit(clip_infinities(scores)), 0.0)
+    unit = jnp.where(counts, _to_unit(scores), 0.0)
     equal = (unit == unit[:1]).all(0, keepdims=True)
     centred = jnp.where(equal, 0.0, unit - unit.mean(0, keepdims=True))
     deviation = unit.std(where=counts)
-    scaled = jnp.where(deviation > 0, centred / jnp.where(deviation > 0, deviation, 1.0), 0.0)
-    return scaled.sum(1) / jnp.maximum(counts.sum(), 1)
+    return jnp.where(deviation > 0, centred / jnp.where(deviation > 0, deviation, 1.0), 0.0), counts[0]
+
+
+def group_per_prompt(group_size: int) -> Shaping:
+    """Make the shaping `per_prompt` where each group of `group_size` consecutive members has prompts of its own.
+
+    A prompt's mean is over the members of its group, the deviation over all scores; with one group it is `per_prompt`.
+
+    Raises:
+      ValueError: the group size is below 2, or does not divide the number of members (when called).
+    """
+    if group_size < 2:
+        raise ValueError(f"expected group_size ≥ 2, got {group_size}; choose an even divisor of the population size")
+
+    def shape(scores: Float[Array, " members *prompts"]) -> Float[Array, " members"]:
+        if scores.shape[0] % group_size:
+            raise ValueError(
+                f"expected a group_size that divides the {scores.shape[0]} members, got {group_size}; choose a divisor"
+            )
+        groups = scores.shape[0] // group_size
+        parts = scores.astype(jnp.float32).reshape(groups, group_size, -1)
+        scaled, counts = _scaled_by_prompt(parts.swapaxes(0, 1).reshape(group_size, -1))
+        total = scaled.reshape(group_size, groups, -1).sum(-1)
+        return (total / jnp.maximum(counts.reshape(groups, -1).sum(-1), 1)[None]).T.reshape(-1)
+
+    return shape
 
 
 def antithetic_sign(scores: Float[Array, " members"]) -> Float[Array, " members"]:
@@ -137,14 +167,15 @@ def shape_by_name(name: str, group_size: int | None = None) -> Shaping:
 
     Args:
       name: "z_score", "centred_rank", "group_z_score", "per_prompt" or "antithetic_sign".
-      group_size: members in a group; needed by "group_z_score" alone.
+      group_size: members in a group; needed by "group_z_score", and of "per_prompt" the members with the same prompts,
+        by default all.
     Raises:
       ValueError: there is no such shaping, or the group size is missing.
     """
     shapings: dict[str, Shaping] = {
         "z_score": z_score,
         "centred_rank": centred_rank,
-        "per_prompt": per_prompt,
+        "per_prompt": per_prompt if group_size is None else group_per_prompt(group_size),
         "antithetic_sign": antithetic_sign,
     }
     if name == "group_z_score":

@@ -1,0 +1,190 @@
+"""Settings of `eggroll finetune`."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from eggroll.core.errors import UsageError
+from eggroll.runs.settings import RunSettings, check_at_least
+
+GRADIENT = ("grpo", "supervised")
+"""Algorithms that follow a gradient."""
+TINY = "tiny"
+"""The model that begins with random weights."""
+
+
+@dataclass(frozen=True)
+class FinetuneConfig(RunSettings):
+    """Fine-tune a language model on a task's rewards, or on its answers."""
+
+    model: str = TINY
+    """Weights (.pth, .safetensors or a folder), the folder of a run of this command, or tiny: a million random ones."""
+    tokenizer: str = ""
+    """tokenizer.json, RWKV's vocabulary (.txt) or bytes; none: what stands beside the weights."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the weights while they are trained."""
+    task: str = "countdown"
+    """countdown, gsm8k, maths, reasoning_gym:NAME, or MODULE:NAME of your own."""
+    task_data: str = ""
+    """File or folder that the task reads; none: the task's own."""
+    task_options: str = "{}"
+    """Settings of the task as JSON, such as '{"numbers": [2, 3]}'."""
+    algorithm: Literal["auto", "eggroll", "openes", "grpo", "supervised"] = "auto"
+    """What learns; auto: eggroll, and supervised of a model with random weights, which gets no reward."""
+    objective: Literal["reward", "likelihood"] = "reward"
+    """Fitness of eggroll and openes: the task's reward, or the log-likelihood of its answers."""
+    seed: int = 0
+    """Seed of noise, prompts and samples, in [0, 2**64)."""
+    population_size: int = 64
+    """Members of the population, even."""
+    group_size: int = 0
+    """Members that answer the same prompts, even; 0: all."""
+    prompts: int = 16
+    """Prompts of each group in a generation (of the gradient algorithms: of an iteration)."""
+    samples: int = 1
+    """Completions of each prompt and member; of grpo the size of a group, 8 in the paper."""
+    pass_k: int = 1
+    """Fitness is the chance that at least one of so many completions is right, estimated from --samples of them."""
+    rank: int = 1
+    """Rank of a perturbation."""
+    sigma: float = 0.02
+    """Standard deviation of a perturbation, in weight units."""
+    sigma_decay: float = 1.0
+    """Factor on sigma for each generation, in (0, 1]."""
+    optimizer: Literal["sgd", "adam", "radam"] = "adam"
+    """Optimiser of the estimated gradient, or of the true one."""
+    learning_rate: float = 0.001
+    """Step size at generation 0."""
+    rate_units: Literal["paper", "plain"] = "plain"
+    """paper: SGD's step size is times sigma^2 sqrt(population size), as the paper's tables mean it; plain: as it is."""
+    learning_rate_decay: float = 1.0
+    """Factor on the step size for each generation, in (0, 1]."""
+    noise_reuse: int = 1
+    """Generations that a perturbation lives."""
+    trainable: tuple[str, ...] = ()
+    """Patterns of the leaves that evolve; none: every matrix of the blocks; all: everything."""
+    tokens: int = 16
+    """Most tokens of a completion."""
+    prompt_tokens: int = 0
+    """Most tokens of a prompt, longer ones are left out; 0: as many as the validation's longest has."""
+    stop: str = ""
+    """Text whose single token ends a completion, beside the tokenizer's own end."""
+    temperature: float = 0.0
+    """Of the members' completions; 0 takes the likeliest token. grpo and --samples above 1 need more."""
+    top_p: float = 1.0
+    """Draw from the fewest likeliest tokens whose probabilities sum to this."""
+    clip: float = 0.2
+    """grpo: how far the ratio of probabilities may move the objective."""
+    epochs: int = 1
+    """grpo: steps on the completions of an iteration."""
+    generations: int = 200
+    """Updates to make; of grpo and supervised, iterations."""
+    max_seconds: float = 0.0
+    """Seconds of training, without compilation and validations, after which the run ends; 0: no limit."""
+    target: float | None = None
+    """Accuracy on the validation prompts at which the run ends; none: it makes all generations."""
+    validate_every: int = 20
+    """Generations between validations of the mean model."""
+    validation_prompts: int = 128
+    """Held-out prompts of a validation."""
+    validation_samples: int = 1
+    """Completions of each of them; with more than one, drawn at --temperature, distinct right answers are counted."""
+    chunk_size: int | Literal["auto"] = "auto"
+    """Members evaluated at once; changes speed and memory, results only by rounding."""
+    devices: int | Literal["auto"] = "auto"
+    """Devices that share the population; changes results only by rounding."""
+    update: Literal["auto", "redraw", "reduce", "rows"] = "auto"
+    """How devices share the update."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        ones = ("prompts", "samples", "pass_k", "rank", "noise_reuse", "tokens", "epochs", "generations")
+        for name in (*ones, "validate_every", "validation_prompts", "validation_samples"):
+            check_at_least(name, getattr(self, name), 1)
+        check_at_least("prompt_tokens", self.prompt_tokens, 0)
+        for name in ("sigma", "learning_rate"):
+            _check(0 < getattr(self, name) < math.inf, name, "> 0", getattr(self, name))
+        for name in ("sigma_decay", "learning_rate_decay", "top_p"):
+            _check(0 < getattr(self, name) <= 1, name, "in (0, 1]", getattr(self, name))
+        _check(0 <= self.temperature < math.inf, "temperature", "of at least 0", self.temperature)
+        _check(0 < self.clip < 1, "clip", "in (0, 1)", self.clip)
+        _check(0 <= self.max_seconds < math.inf, "max_seconds", "of at least 0", self.max_seconds)
+        _check(self.target is None or math.isfinite(self.target), "target", "as a number", self.target)
+        _check(0 <= self.seed < 2**64, "seed", "in [0, 2**64)", self.seed)
+        self._check_population()
+        self._check_sampling()
+        self.options()
+        if self.coordinator:
+            raise UsageError("expected eggroll finetune in one process, got --coordinator; use --ray or --listen")
+        if self.is_fleet and self.learner in GRADIENT:
+            raise UsageError(
+                f"expected --ray or --listen with eggroll or openes, got {self.learner}; leave the workers out"
+            )
+
+    def _check_population(self) -> None:
+        size, group, chunk, devices = self.population_size, self.group, self.chunk_size, self.devices
+        _check(size >= 2 and size % 2 == 0, "population_size", "even, since members come in pairs", size)
+        fits = group >= 2 and group % 2 == 0 and size % group == 0
+        _check(fits, "group_size", f"even and a divisor of population size {size}", group)
+        _check(chunk == "auto" or (chunk >= 2 and chunk % 2 == 0), "chunk_size", "auto or even", chunk)
+        shares = devices == "auto" or (devices >= 1 and size // 2 % devices == 0)
+        _check(shares, "devices", f"auto or a divisor of the {size // 2} pairs", devices)
+
+    def _check_sampling(self) -> None:
+        greedy = self.temperature == 0
+        _check(self.pass_k <= self.samples, "pass_k", f"at most --samples, {self.samples}", self.pass_k)
+        if greedy and (self.pass_k > 1 or self.samples > 1 or self.validation_samples > 1):
+            raise UsageError(
+                "expected --temperature above 0 with --pass-k, --samples or --validation-samples above 1, got 0: greedy "
+                "completions are all the same; try 1.0"
+            )
+        if self.learner == "grpo" and (greedy or self.samples < 2):
+            raise UsageError(
+                f"expected --temperature above 0 and --samples of at least 2 with grpo, got {self.temperature} and "
+                f"{self.samples}; the paper has 1.0 and 8"
+            )
+        if self.pass_k > 1 and self.learner not in ("eggroll", "openes"):
+            raise UsageError(f"expected --pass-k 1 with {self.learner}, got {self.pass_k}; pass@k is for eggroll")
+
+    def options(self) -> dict[str, Any]:
+        """Settings of the task.
+
+        Raises:
+          UsageError: they are no JSON object.
+        """
+        try:
+            held = json.loads(self.task_options)
+        except ValueError:
+            held = None
+        if not isinstance(held, dict):
+            raise UsageError(f"""expected --task-options as a JSON object, got {self.task_options}; such as '{{}}'""")
+        return held
+
+    @property
+    def learner(self) -> str:
+        """What learns, never auto."""
+        if self.algorithm == "auto":
+            return "supervised" if self.model == TINY else "eggroll"
+        return self.algorithm
+
+    @property
+    def group(self) -> int:
+        """Members that answer the same prompts."""
+        return self.group_size or self.population_size
+
+    @property
+    def groups(self) -> int:
+        """How many sets of prompts a generation has."""
+        return self.population_size // self.group
+
+    def as_json(self) -> dict[str, Any]:
+        """For `config.json` and the journal."""
+        return super().as_json() | {"job": "finetune"}
+
+
+def _check(right: bool, name: str, expected: str, got: object) -> None:
+    if not right:
+        raise UsageError(f"expected --{name.replace('_', '-')} {expected}, got {got}; change it")
