@@ -37,7 +37,8 @@ class Worker:
         """Names the function.
 
         Args:
-          target: "module:function".
+          target: "module:function"; the module's `prepare()` is called once, before the first server is forked, and
+            has to import all that the function needs.
           seconds: computing time of a call, > 0.
         """
         self._command = [sys.executable, "-m", "eggroll.tasks._worker", target, str(seconds)]
@@ -104,8 +105,10 @@ def main(target: str, seconds: float) -> None:
     """What the child does: forks a server, and the next one when the kernel has ended it, until its input ends."""
     answers = os.dup(1)
     os.dup2(2, 1)  # what a library prints is no answer
-    module, _, name = target.partition(":")
-    function = getattr(importlib.import_module(module), name)
+    name, _, attribute = target.partition(":")
+    module = importlib.import_module(name)
+    module.prepare()
+    function = getattr(module, attribute)
     while True:
         server = os.fork()
         if server == 0:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
@@ -29,6 +30,9 @@ _DRAWS = 2000
 
 _FILE_TEST = 200
 """Examples at the end of a file that are its test split."""
+
+_DECIMALS = Fraction(1, 10**9)
+"""How near a fraction has to come to a target that a file writes in decimals, of its size."""
 
 _CHAT = (
     "You are a helpful assistant. You first think about the reasoning process in your mind and then provide the user "
@@ -56,8 +60,8 @@ class CountdownSettings:
     def __post_init__(self) -> None:
         choice("template", self.template, ("bare", "chat"))
         choice("answers", self.answers, ("any", "all"))
-        if len(self.numbers) != 2 or not 1 <= self.numbers[0] <= self.numbers[1] <= 8:
-            raise UsageError(f"expected numbers to be fewest,most from 1 to 8, got {self.numbers}; give such as 3,4")
+        if len(self.numbers) != 2 or not 2 <= self.numbers[0] <= self.numbers[1] <= 8:
+            raise UsageError(f"expected numbers to be fewest,most from 2 to 8, got {self.numbers}; give such as 3,4")
         if not 0 <= self.format_reward < 1:
             raise UsageError(f"expected 0 ≤ format_reward < 1, got {self.format_reward}; give less than a right answer")
         for name in ("maximum", "target_maximum", "train_size", "test_size"):
@@ -71,8 +75,8 @@ class Countdown:
     """Puzzles as a `Task`: procedural ones, or those of a file.
 
     A procedural example is a pure function of (settings, split, index), and its target is the value of a random
-    expression over all its numbers. The hash of (sorted numbers, target) says which split a puzzle belongs to, and a
-    draw of the other split's is drawn again: the splits are disjoint.
+    expression over all its numbers, and none of them. The hash of (sorted numbers, target) says which split a puzzle
+    belongs to, and a draw of the other split's is drawn again: the splits are disjoint.
     """
 
     name = "countdown"
@@ -107,22 +111,22 @@ class Countdown:
 
     def verify(self, example: Example, completion: str) -> float:
         """1.0 for an expression of the given numbers whose value is the target, `format_reward` for another."""
-        found = evaluate(_answer(example, completion))
-        if found is None:
-            return 0.0
-        facts = example.facts
-        left = list(facts["numbers"])
-        for number in found.numbers:
-            if number not in left:
-                return self.settings.format_reward
-            left.remove(number)
-        right = found.value == facts["target"] and not (left and facts["answers"] == "all")
-        return 1.0 if right else self.settings.format_reward
+        return score(example, completion, self.settings.format_reward)
 
     @staticmethod
     def distinct_key(example: Example, completion: str) -> str:
         """See `distinct_key`."""
         return distinct_key(example, completion)
+
+
+def score(example: Example, completion: str, format_reward: float = 0.0) -> float:
+    """The reward of a completion, from the example alone: 1.0, `format_reward` or 0.0; see `Countdown.verify`."""
+    found = evaluate(_answer(example, completion))
+    if found is None:
+        return 0.0
+    used, given = Counter(found.numbers), Counter(example.facts["numbers"])
+    fits = used == given if example.facts["answers"] == "all" else used <= given
+    return 1.0 if fits and _hits(found.value, example.facts["target"]) else format_reward
 
 
 def distinct_key(example: Example, completion: str) -> str:
@@ -140,6 +144,14 @@ def _answer(example: Example, completion: str) -> str:
     return completion.partition("\n")[0]
 
 
+def _hits(value: Fraction, target: int | str) -> bool:
+    """Whether a value is the target: exactly, but for the decimals that a file writes of a fraction."""
+    if isinstance(target, int):
+        return value == target
+    wanted = Fraction(target)
+    return abs(value - wanted) <= _DECIMALS * max(Fraction(1), abs(wanted))
+
+
 def _draw(settings: CountdownSettings, split: str, index: int) -> Example:
     """The first draw for an index that gives a puzzle of that split."""
     for attempt in range(_DRAWS):
@@ -149,8 +161,10 @@ def _draw(settings: CountdownSettings, split: str, index: int) -> Example:
         count = int(draw.integers(settings.numbers[0], settings.numbers[1] + 1))
         numbers = [int(number) for number in draw.integers(1, settings.maximum + 1, count)]
         expression, value = _expression(draw, numbers)
-        if value.denominator == 1 and 0 < value <= settings.target_maximum and _split(numbers, int(value)) == split:
-            return _example(settings, numbers, int(value), expression)
+        target = int(value)
+        fits = value == target and 0 < target <= settings.target_maximum and target not in numbers
+        if fits and _split(numbers, target) == split:
+            return _example(settings, numbers, target, expression)
     raise UsageError(
         f"expected puzzles for the {split} split, got none in {_DRAWS} draws of {asdict(settings)}; "
         f"raise maximum, target_maximum or numbers"
@@ -201,9 +215,8 @@ def _read(path: Path, settings: CountdownSettings) -> dict[str, list[Example]]:
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"expected a JSON list in {path}, got {type(error).__name__}; give such a file") from None
     if not isinstance(rows, list) or len(rows) < 2:
-        raise UsageError(
-            f"expected a list of two puzzles or more in {path}, got {type(rows).__name__}; give such a file"
-        )
+        got = len(rows) if isinstance(rows, list) else type(rows).__name__
+        raise UsageError(f"expected a list of two puzzles or more in {path}, got {got}; give such a file")
     examples = [_from_row(path, number, row, settings) for number, row in enumerate(rows)]
     first = len(rows) - min(_FILE_TEST, len(rows) // 2)
     return {"train": examples[:first], "test": examples[first:]}
@@ -213,12 +226,20 @@ def _from_row(path: Path, number: int, row: Any, settings: CountdownSettings) ->
     try:
         facts = {
             "numbers": [int(each) for each in row["numbers"]],
-            "target": int(row["target"]),
+            "target": _target(row["target"]),
             "template": "chat",
             "answers": settings.answers,
         }
-        return Example(str(row["context"]), facts, _tagged(str(row["solution"])) if "solution" in row else "")
-    except (KeyError, TypeError, ValueError):
+        example = Example(str(row["context"]), facts, _tagged(str(row.get("solution", ""))))
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
         raise UsageError(
             f"expected context, numbers and target in item {number} of {path}, got {str(row)[:60]!r}; mend that item"
         ) from None
+    # a few solutions of TinyZero's file are none, or use a number twice
+    return example if score(example, example.answer) == 1 else example._replace(answer="")
+
+
+def _target(value: Any) -> int | str:
+    """A whole number, or the text of a decimal one; TinyZero's file holds both as text."""
+    number = Fraction(str(value))
+    return int(number) if number.denominator == 1 else str(value)

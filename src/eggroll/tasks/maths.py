@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import itertools
 import re
 from dataclasses import dataclass
 from fractions import Fraction
@@ -32,6 +33,9 @@ _EXPONENT = 10_000
 
 _DIGITS = 40
 """Digits of a number in an answer."""
+
+_DEPTH = 30
+"""Brackets in brackets in an answer; the parser takes exponential time over deep ones."""
 
 _NUMBER = re.compile(r"-?[0-9]+(?:\.[0-9]+)?")
 _worker = Worker("eggroll.tasks.maths:compare")
@@ -134,17 +138,23 @@ def _plain(text: str) -> str:
 
 
 def is_huge(text: str) -> bool:
-    """Whether an expression holds a number too large to compute with, by a look at its text.
+    """Whether an expression is too much to parse or to compute with, by a look at its text.
 
-    True for a number of more than 40 digits; a power in the exponent, or a power of a power (9**9**9, (9^9)^9); an
+    True for brackets more than 30 deep; a number of more than 40 digits; a power in the exponent, or a power of a power (9**9**9, (9^9)^9); an
     exponent whose numbers multiply to more than 10⁴; a factorial of more than four digits, or of a factorial.
     """
     text = re.sub(r"\s|\\left|\\right|\\[,!;: ]", "", text).replace("**", "^")
-    if re.search(rf"[0-9]{{{_DIGITS + 1}}}|[0-9]{{5,}}\)?!|[)}}!]!", text):
+    if _depth(text) > _DEPTH or re.search(rf"[0-9]{{{_DIGITS + 1}}}|[0-9]{{5,}}\)?!|[)}}!]!", text):
         return True
     if re.search(r"[)}]\^", text) and text.count("^") > 1 and _powers_nest(text):
         return True
     return any(_exponent_is_huge(text, place.end()) for place in re.finditer(r"\^", text))
+
+
+def _depth(text: str) -> int:
+    """The most brackets open at once."""
+    steps = ({"(": 1, "{": 1, "[": 1, ")": -1, "}": -1, "]": -1}.get(sign, 0) for sign in text)
+    return max(itertools.accumulate(steps), default=0)
 
 
 def _powers_nest(text: str) -> bool:
@@ -181,6 +191,11 @@ def _exponent(text: str, start: int) -> str:
         if depth == 0:
             return text[start : place + 1]
     return text[start:]
+
+
+def prepare() -> None:
+    """Loads what `compare` needs, once for all servers of the scoring process."""
+    compare(["\\frac{1}{2}", "\\boxed{0.5}"])
 
 
 def compare(request: list[str]) -> bool:

@@ -110,11 +110,16 @@ class Reasoning:
             ) from None
 
 
+def prepare() -> None:
+    """Loads what `score` needs, once for all servers of the scoring process."""
+    importlib.import_module("reasoning_gym")
+
+
 def score(request: list[Any]) -> float:
     """The set's own score of an answer, within [0, 1]; runs in the scoring process."""
     facts, answer = request
-    dataset = _dataset(facts["set"], json.dumps(facts["options"]), facts["seed"], facts["size"])
-    value = float(dataset.score_answer(answer, dataset[facts["index"]]))
+    key = (facts["set"], json.dumps(facts["options"]), facts["seed"], facts["size"])
+    value = float(_dataset(*key).score_answer(answer, _entry(*key, facts["index"])))
     return min(1.0, max(0.0, value)) if math.isfinite(value) else 0.0
 
 
@@ -138,3 +143,8 @@ def _dataset(name: str, options: str, seed: int, size: int) -> Any:
     """A set; it is lazy, an item is made when it is asked for."""
     gym = importlib.import_module("reasoning_gym")
     return gym.create_dataset(name, seed=seed, size=size, **json.loads(options))
+
+
+@functools.lru_cache(256)
+def _entry(name: str, options: str, seed: int, size: int, index: int) -> Any:
+    return _dataset(name, options, seed, size)[index]
