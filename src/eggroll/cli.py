@@ -23,7 +23,12 @@ from eggroll.core.errors import UsageError
 
 STATUS_BAD_INPUT = 2
 _LISTED = ("jax", "jaxlib", "optax", "orbax-checkpoint", "numpy", "tyro", "rich", "matplotlib", "jaxtyping")
-_EXTRAS = {"hf": ("datasets",), "ray": ("ray",), "track": ("tensorboardX", "wandb")}
+_EXTRAS = {
+    "hf": ("datasets",),
+    "llm": ("math_verify", "reasoning_gym", "tokenizers"),
+    "ray": ("ray",),
+    "track": ("tensorboardX", "wandb"),
+}
 
 
 def pretrain(arguments: Sequence[str]) -> int:
@@ -82,6 +87,28 @@ def _train_policy(command: str, arguments: Sequence[str]) -> int:
     summary, status = train(config, report=_say, started=started)
     print(json.dumps(summary), flush=True)
     return status
+
+
+def finetune(arguments: Sequence[str]) -> int:
+    """fine-tune a language model on rewards, by EGGROLL, OpenES or GRPO, or on answers"""
+    started = time.perf_counter()
+    from eggroll.llm.config import FinetuneConfig
+    from eggroll.llm.job import finetune as run
+
+    recorded = _recorded("finetune", FinetuneConfig, arguments)
+    config = _parse(FinetuneConfig, "finetune", _ray_named(arguments), default=recorded or FinetuneConfig())
+    outcome = run(config, report=_say, started=started)
+    print(json.dumps(outcome.summary), flush=True)
+    return outcome.exit_status
+
+
+def chat(arguments: Sequence[str]) -> int:
+    """talk to a fine-tuned model, or have it complete a prompt"""
+    from eggroll.llm.chat import ChatConfig
+    from eggroll.llm.chat import chat as run
+
+    run(_parse(ChatConfig, "chat", arguments), lines=sys.stdin, say=lambda text: print(text, flush=True))
+    return 0
 
 
 def worker(arguments: Sequence[str]) -> int:
@@ -157,6 +184,8 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "sample": sample,
     "rl": rl,
     "marl": marl,
+    "finetune": finetune,
+    "chat": chat,
     "worker": worker,
     "replay": replay,
     "report": report,
@@ -165,7 +194,12 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 }
 
 
-LEARNERS = {"pretrain": "eggroll.pretrain.job", "rl": "eggroll.rl.job", "marl": "eggroll.rl.job"}
+LEARNERS = {
+    "pretrain": "eggroll.pretrain.job",
+    "rl": "eggroll.rl.job",
+    "marl": "eggroll.rl.job",
+    "finetune": "eggroll.llm.job",
+}
 """Job → module whose `learner_of` makes its learner of a journal's header, and `worker_job` the job for a worker."""
 
 

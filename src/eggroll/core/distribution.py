@@ -178,12 +178,13 @@ def _lookup(patterns: Mapping[str, T], path: str) -> T | None:
     return next((value for pattern, value in patterns.items() if fnmatch.fnmatchcase(path, pattern)), None)
 
 
-def _matches(patterns: Sequence[str], path: str) -> bool:
+def matches(patterns: Sequence[str], path: str) -> bool:
+    """Whether a leaf's path is one that the patterns mean."""
     return any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
 
 
 def _evolves(trainable: Trainable, path: str, leaf: Any) -> bool:
-    return bool(trainable(path, leaf)) if callable(trainable) else _matches(trainable, path)
+    return bool(trainable(path, leaf)) if callable(trainable) else matches(trainable, path)
 
 
 def leaf_paths(tree: Any) -> list[str]:
@@ -234,8 +235,8 @@ def make_plan(
             path,
             leaf,
             identities[path],
-            _matches(frozen, path) or not _evolves(trainable, path, leaf),
-            _matches(allow_materialise, path),
+            matches(frozen, path) or not _evolves(trainable, path, leaf),
+            matches(allow_materialise, path),
         )
         for path, leaf in zip(paths, leaves, strict=True)
     )

@@ -146,6 +146,7 @@ def group_per_prompt(group_size: int) -> Shaping:
         total = scaled.reshape(group_size, groups, -1).sum(-1)
         return (total / jnp.maximum(counts.reshape(groups, -1).sum(-1), 1)[None]).T.reshape(-1)
 
+    shape.__name__ = "per_prompt"  # as a journal's header has it
     return shape
 
 

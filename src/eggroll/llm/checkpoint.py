@@ -70,7 +70,7 @@ def _pth(path: Path) -> dict[str, np.ndarray]:
         held = torch.load(path, map_location="cpu", weights_only=True, mmap=_can_map(path))
     except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
         raise UsageError(
-            f"expected tensors and nothing else in {path}, got {_short(error)}; use safetensors, or the publisher's file"
+            f"expected tensors and nothing else in {path}, got {_short(error)}; use the publisher's file"
         ) from None
     if not isinstance(held, Mapping) or not all(isinstance(each, torch.Tensor) for each in held.values()):
         raise UsageError(f"expected a dict of tensors in {path}, got a {type(held).__name__}; use a file of weights")
@@ -152,7 +152,7 @@ def _check(params: Params, flat: Mapping[str, np.ndarray], source: str) -> None:
         vocabulary = next(flat[f"emb/weight{end}"] for end in ("", "/int8") if f"emb/weight{end}" in flat).shape[0]
         hidden = next(flat[f"blocks/ffn/key/weight{e}"] for e in ("", "/int8") if f"blocks/ffn/key/weight{e}" in flat)
         ranks = tuple(flat[f"blocks/att/{name}1"].shape[-1] for name in "wavg")
-        sizes = Sizes(layers, heads * head, heads, vocabulary, ranks, hidden.shape[1])  # type: ignore[arg-type]
+        sizes = Sizes(layers, heads * head, heads, vocabulary, ranks, hidden.shape[1])
     except (KeyError, StopIteration, ValueError, IndexError):
         raise UsageError(
             f"expected the tensors of RWKV-7 in {source}, such as blocks.0.att.r_k, got {', '.join(list(flat)[:3])} …; "
@@ -234,7 +234,9 @@ def _over_weights(
         if not isinstance(node, dict):
             return leaf(node)
         if matrix is not None and set(node) == {"weight"} and not isinstance(node["weight"], dict):
-            return {"weight": matrix(node["weight"])}  # a linear layer, the embedding or the head; norms have a bias too
+            return {
+                "weight": matrix(node["weight"])
+            }  # a linear layer, the embedding or the head; norms have a bias too
         return {key: walk(value) for key, value in node.items()}
 
     result: Params = walk(params)

@@ -138,8 +138,8 @@ class FinetuneConfig(RunSettings):
         _check(self.pass_k <= self.samples, "pass_k", f"at most --samples, {self.samples}", self.pass_k)
         if greedy and (self.pass_k > 1 or self.samples > 1 or self.validation_samples > 1):
             raise UsageError(
-                "expected --temperature above 0 with --pass-k, --samples or --validation-samples above 1, got 0: greedy "
-                "completions are all the same; try 1.0"
+                "expected --temperature above 0 with --pass-k, --samples or --validation-samples above 1, got 0: "
+                "greedy completions are all the same; try 1.0"
             )
         if self.learner == "grpo" and (greedy or self.samples < 2):
             raise UsageError(

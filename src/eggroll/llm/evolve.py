@@ -19,8 +19,8 @@ MATRICES = (
     "blocks/ffn/key/weight",
     "blocks/ffn/value/weight",
 )
-"""What evolves unless one says otherwise: every matrix of the blocks, as in the paper. Vectors, embedding and head stay:
-elementwise noise on a vector is a whole vector for each member, and a token's row is seldom read."""
+"""What evolves unless one says otherwise: every matrix of the blocks, as in the paper. Vectors, embedding and head
+stay: elementwise noise on a vector is a whole vector for each member, and a token's row is seldom read."""
 
 
 def distribution_for(params: Any, rank: int = 1, law: str = "popcount", *, dense: bool = False) -> Distribution:

@@ -1,7 +1,8 @@
 """Names of RWKV-7's tensors in the two layouts in use, against our tree of stacked layers.
 
-"blocks.3.att.key.weight" (BlinkDL's) is layer 3 of our "blocks/att/key/weight". The layout of flash-linear-attention and
-Hugging Face says "model.layers.3.attn.k_proj.weight", and has the low-rank parts transposed, as `torch.nn.Linear` does.
+"blocks.3.att.key.weight" (BlinkDL's) is layer 3 of our "blocks/att/key/weight". The layout of flash-linear-attention
+and Hugging Face says "model.layers.3.attn.k_proj.weight", and has the low-rank parts transposed, as torch's linear
+layers do.
 """
 
 from __future__ import annotations

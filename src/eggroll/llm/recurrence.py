@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
@@ -78,11 +77,26 @@ def _chunk(state: Array, x: Inputs) -> tuple[Array, Array]:
     so_far = jnp.tril(jnp.ones((CHUNK, CHUNK), bool))
     start = lambda left: jnp.einsum("phvn,phtn->phtv", state, left)
     right = start(a) + jnp.where(strictly, products(a, k), 0) @ x.v
-    system = jnp.eye(CHUNK) - jnp.where(strictly, products(a, b), 0)
-    u = lax.linalg.triangular_solve(system, right, left_side=True, lower=True, unit_diagonal=True)
+    u = _unit_lower_inverse(-jnp.where(strictly, products(a, b), 0)) @ right
     y = start(r) + jnp.where(so_far, products(r, b), 0) @ u + jnp.where(so_far, products(r, k), 0) @ x.v
     added = jnp.einsum("phtv,phtn->phvn", u, b) + jnp.einsum("phtv,phtn->phvn", x.v, k)
     return (state + added) * upto[..., -1:, :], y
+
+
+def _unit_lower_inverse(below: Float[Array, "*batch n n"]) -> Float[Array, "*batch n n"]:
+    """(I + below)⁻¹ of a strictly lower triangular matrix, n a power of two, by halves.
+
+    As stable as forward substitution, which LAPACK's solver would do; that one can hang when several threads of XLA's
+    call it, as they do here.
+    """
+    n = below.shape[-1]
+    if n == 1:
+        return jnp.ones_like(below)
+    half = n // 2
+    upper, lower = _unit_lower_inverse(jnp.stack([below[..., :half, :half], below[..., half:, half:]]))
+    corner = -lower @ below[..., half:, :half] @ upper
+    top = jnp.concatenate([upper, jnp.zeros_like(upper)], axis=-1)
+    return jnp.concatenate([top, jnp.concatenate([corner, lower], axis=-1)], axis=-2)
 
 
 def reference(state: Float[Array, "rows heads n n"], x: Inputs) -> tuple[Array, Array]:
@@ -90,5 +104,3 @@ def reference(state: Float[Array, "rows heads n n"], x: Inputs) -> tuple[Array, 
     turned = Inputs(*(jnp.moveaxis(leaf, 1, 0) for leaf in x))
     state, y = lax.scan(step, state, turned)
     return state, jnp.moveaxis(y, 0, 1)
-
-

@@ -78,7 +78,7 @@ def sizes_of(params: Params) -> Sizes:
     layers, heads, head = att["r_k"].shape
     ranks = tuple(att[f"{name}1"].shape[-1] for name in "wavg")
     hidden = _shape(ffn["key"]["weight"])[1]
-    return Sizes(layers, heads * head, heads, _shape(params["head"]["weight"])[0], ranks, hidden)  # type: ignore[arg-type]
+    return Sizes(layers, heads * head, heads, _shape(params["head"]["weight"])[0], ranks, hidden)
 
 
 def _shape(weight: Any) -> tuple[int, ...]:

@@ -57,7 +57,9 @@ def pass_at(k: int, values: np.ndarray) -> np.ndarray:
     return np.array(table, np.float32)[(values >= RIGHT).sum(-1)]
 
 
-def distinct_right(prompts: Prompts, examples: Sequence[Example], completions: Completions, values: np.ndarray) -> float:
+def distinct_right(
+    prompts: Prompts, examples: Sequence[Example], completions: Completions, values: np.ndarray
+) -> float:
     """Right answers to a prompt that differ, on average: spaces aside, as text up to the end of its first line.
 
     Args:

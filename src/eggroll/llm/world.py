@@ -29,7 +29,7 @@ class WorldTokenizer:
 
     def __init__(self, tokens: dict[int, bytes]) -> None:
         self._bytes = dict(tokens)
-        self._root: dict[int, Any] = {}
+        self._root: dict[int | None, Any] = {}
         for index, token in tokens.items():
             self._add(index, token)
         missing = [byte for byte in range(256) if None not in self._root.get(byte, {})]
