@@ -138,7 +138,7 @@ def test_distinct_keys_tell_right_answers_apart():
 
 
 def test_tinyzeros_file(shared):
-    """An independent count says which of its solutions are right: some are None, some use a number twice."""
+    """An independent count says which of its solutions are right: some are null, some use a number twice."""
     path = shared / "data" / "countdown" / "countdown.json"
     rows = json.loads(path.read_text())
     task = Countdown(data=str(path))
@@ -147,10 +147,11 @@ def test_tinyzeros_file(shared):
     assert [example.prompt for example in examples] == [row["context"] for row in rows]
     right = 0
     for row, example in zip(rows, examples, strict=True):
-        value = None if row["solution"] == "None" else by_eval(row["solution"])
-        fits = Counter(map(int, re.findall("[0-9]+", row["solution"]))) <= Counter(row["numbers"])
+        solution = row["solution"] or ""
+        value = by_eval(solution) if solution else None
+        fits = Counter(map(int, re.findall("[0-9]+", solution))) <= Counter(row["numbers"])
         hits = value is not None and abs(float(value) - float(row["target"])) < 1e-6
-        assert task.verify(example, f"so <answer>{row['solution']}</answer>") == float(fits and hits)
+        assert task.verify(example, f"so <answer>{solution}</answer>") == float(fits and hits)
         assert (task.verify(example, example.answer) == 1.0) == bool(example.answer) == (fits and hits)
         right += fits and hits
     assert right == 2166

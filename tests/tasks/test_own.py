@@ -64,7 +64,7 @@ def test_rows_may_name_their_split(here):
     task = make_own("my_rewards:length", data="b.jsonl")
     assert [task.example("test", index).prompt for index in range(task.size("test"))] == ["a", "c"]
     (here / "b.jsonl").write_text('{"prompt": "a", "split": "valid"}')
-    with pytest.raises(UsageError, match="expected train or test as every split in b.jsonl, got 'valid'"):
+    with pytest.raises(UsageError, match=r"expected train or test as every split in b\.jsonl, got 'valid'"):
         make_own("my_rewards:length", data="b.jsonl")
 
 

@@ -28,7 +28,8 @@ def test_its_own_answers_verify(name, template):
     for split in ("train", "test"):
         example = task.example(split, 1)
         assert task.verify(example, example.answer) == 1.0
-        assert task.verify(example, f"hm <answer>no</answer> <answer>{example.answer}</answer>") >= 0.5
+        tagged = example.answer if template == "chat" else f"<answer>{example.answer}</answer>"
+        assert task.verify(example, f"<answer>no</answer> {tagged}") == 1.0
         assert task.verify(example, "<answer>no</answer>") < 0.5
         assert json.loads(json.dumps(example.facts)) == example.facts
 
@@ -38,10 +39,8 @@ def test_options_reach_the_set_and_the_splits_differ(sums):
     assert (sums.size("train"), sums.size("test")) == (1000, 512)
     assert all(example.prompt.count("+") + example.prompt.count("-") <= 4 for example in train)
     assert len({example.prompt for example in train} & {example.prompt for example in test}) < 5
-    assert train == [
-        Reasoning("chain_sum", {"train_size": "1000", "min_terms": 2, "max_terms": 3}).example("train", index)
-        for index in range(100)
-    ]
+    again = Reasoning("chain_sum", {"train_size": "1000", "min_terms": 2, "max_terms": 3})
+    assert train == [again.example("train", index) for index in range(100)]
 
 
 def test_seeds_of_items_never_meet():

@@ -36,7 +36,7 @@ class ReasoningSettings:
     """What every set has; the other options are the set's own."""
 
     seed: int = 0  # from 0 to 999
-    train_size: int = 100_000  # examples, at most 2²⁰
+    train_size: int = 10_000  # examples, at most 2²⁰; some sets are made whole at the start
     test_size: int = 512  # examples, at most 2²⁰
     template: str = "plain"  # "plain": the question and a new line; "chat": asks for <answer> </answer>
 
