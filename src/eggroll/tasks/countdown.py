@@ -230,7 +230,7 @@ def _from_row(path: Path, number: int, row: Any, settings: CountdownSettings) ->
             "template": "chat",
             "answers": settings.answers,
         }
-        example = Example(str(row["context"]), facts, _tagged(str(row.get("solution", ""))))
+        example = Example(str(row["context"]), facts, _tagged(str(row.get("solution") or "")))
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
         raise UsageError(
             f"expected context, numbers and target in item {number} of {path}, got {str(row)[:60]!r}; mend that item"

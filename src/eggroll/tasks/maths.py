@@ -140,8 +140,9 @@ def _plain(text: str) -> str:
 def is_huge(text: str) -> bool:
     """Whether an expression is too much to parse or to compute with, by a look at its text.
 
-    True for brackets more than 30 deep; a number of more than 40 digits; a power in the exponent, or a power of a power (9**9**9, (9^9)^9); an
-    exponent whose numbers multiply to more than 10⁴; a factorial of more than four digits, or of a factorial.
+    True for brackets more than 30 deep; a number of more than 40 digits; a power in the exponent, or a power of a power
+    (9**9**9, (9^9)^9); an exponent whose numbers multiply to more than 10⁴; a factorial of more than four digits, or of
+    a bracket with a factorial before its end.
     """
     text = re.sub(r"\s|\\left|\\right|\\[,!;: ]", "", text).replace("**", "^")
     if _depth(text) > _DEPTH or re.search(rf"[0-9]{{{_DIGITS + 1}}}|[0-9]{{5,}}\)?!|[)}}!]!", text):

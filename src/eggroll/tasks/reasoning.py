@@ -36,7 +36,7 @@ class ReasoningSettings:
     """What every set has; the other options are the set's own."""
 
     seed: int = 0  # from 0 to 999
-    train_size: int = 100_000  # examples, at most 2²⁰
+    train_size: int = 10_000  # examples, at most 2²⁰; some sets are made whole at the start
     test_size: int = 512  # examples, at most 2²⁰
     template: str = "plain"  # "plain": the question and a new line; "chat": asks for <answer> </answer>
 
@@ -81,10 +81,14 @@ class Reasoning:
         return self.settings.train_size if split == "train" else self.settings.test_size
 
     def example(self, split: str, index: int) -> Example:
-        """The example at `index` of a split; its facts say how to make it again."""
+        """The example at `index` of a split; its facts are the set's entry, and how to make it again.
+
+        A few sets (polynomial_multiplication) depend on the order of Python's sets: their examples are the same in two
+        processes only where PYTHONHASHSEED is.
+        """
         check_place(self, split, index)
         entry = self._made(split)[index]
-        facts = {"set": self._set, "options": self._own, "index": index, **self._range(split)}
+        facts = {"set": self._set, "options": self._own, "index": index, **self._range(split), "entry": _plain(entry)}
         question, answer = str(entry["question"]), "" if entry["answer"] is None else str(entry["answer"])
         if self.settings.template == "plain":
             return Example(f"{question}\n", facts, answer)
@@ -119,8 +123,29 @@ def score(request: list[Any]) -> float:
     """The set's own score of an answer, within [0, 1]; runs in the scoring process."""
     facts, answer = request
     key = (facts["set"], json.dumps(facts["options"]), facts["seed"], facts["size"])
-    value = float(_dataset(*key).score_answer(answer, _entry(*key, facts["index"])))
+    entry = facts["entry"]
+    if not entry.pop("whole"):  # what JSON cannot hold is made again, unless it comes out as another here
+        again = _entry(*key, facts["index"])
+        entry = again if again["question"] == entry["question"] else entry
+    value = float(_dataset(*key).score_answer(answer, entry))
     return min(1.0, max(0.0, value)) if math.isfinite(value) else 0.0
+
+
+def _plain(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """An entry as JSON has it, with `whole`: whether nothing was lost."""
+    plain = json.loads(json.dumps(dict(entry), default=str, skipkeys=True))
+    return {**plain, "whole": _same(plain, entry)}
+
+
+def _same(plain: Any, value: Any) -> bool:
+    """Whether two values are equal, and of the same types all through."""
+    if type(plain) is not type(value):
+        return False
+    if isinstance(plain, dict):
+        return plain.keys() == value.keys() and all(_same(plain[name], value[name]) for name in plain)
+    if isinstance(plain, list):
+        return len(plain) == len(value) and all(map(_same, plain, value))
+    return bool(plain == value)
 
 
 def _configuration(name: str) -> Any:
