@@ -14,7 +14,7 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Bool, Float, Int
 
-from eggroll.llm.rwkv7 import Params, RwkvState, read, read_one
+from eggroll.llm.rwkv7 import Params, read, read_one
 
 
 class Sampling(NamedTuple):
@@ -81,7 +81,7 @@ def generate(
     logits, state = read(params, prompts, mask=mask)
     rows = prompts.shape[0] * how.samples
     logits = jnp.repeat(logits, how.samples, axis=0)
-    state = RwkvState(*(jnp.repeat(leaf, how.samples, axis=1) for leaf in state))
+    state = state.repeated(how.samples)
     keys = jax.random.split(key, rows)
 
     def going(carry: Any) -> Array:

@@ -60,16 +60,17 @@ def pass_at(k: int, values: np.ndarray) -> np.ndarray:
 def distinct_right(
     prompts: Prompts, examples: Sequence[Example], completions: Completions, values: np.ndarray
 ) -> float:
-    """Right answers to a prompt that differ, on average: spaces aside, as text up to the end of its first line.
+    """Right answers to a prompt that differ, on average, by the task's own `distinct_key` or spaces aside.
 
     Args:
       values: (prompts, samples) rewards.
     """
     tokens, lengths = np.asarray(completions.tokens), np.asarray(completions.lengths)
     samples, total = values.shape[1], 0
-    for prompt in range(len(examples)):
+    key_of = getattr(prompts.task, "distinct_key", lambda example, text: "".join(text.split()))
+    for prompt, example in enumerate(examples):
         rows = range(prompt * samples, (prompt + 1) * samples)
         texts = [prompts.read(tokens[row], int(lengths[row])) for row in rows]
         right = [text for text, value in zip(texts, values[prompt], strict=True) if value >= RIGHT]
-        total += len({"".join(text.split()) for text in right})
+        total += len({key_of(example, text) for text in right})
     return total / len(examples)
