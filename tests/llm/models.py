@@ -14,7 +14,8 @@ SHAPES = (TINY, Sizes(3, 64, 1, 100, (8, 16, 8, 24)), Sizes(1, 48, 3, 257, (4, 8
 
 def noisy(sizes: Sizes, seed: int = 0) -> Any:
     """Random weights in every leaf, about as large as trained ones."""
-    params = random_params(sizes, jax.random.key(seed))
+    with jax.numpy_rank_promotion("allow"):
+        params = random_params(sizes, jax.random.key(seed))
     generator = np.random.default_rng(seed)
     moved = lambda leaf: np.asarray(leaf + 0.15 * generator.standard_normal(leaf.shape), np.float32)
     return jax.tree.map(moved, params)
@@ -33,7 +34,7 @@ def as_pth(params: Any, path: Path) -> None:
             tensors[name_of(name, None)] = torch.tensor(np.asarray(leaf))
             continue
         for layer, own in enumerate(leaf):
-            if layer or name not in ("blocks/att/v0", "blocks/att/v1", "blocks/att/v2"):
+            if layer or len(leaf) == 1 or name not in ("blocks/att/v0", "blocks/att/v1", "blocks/att/v2"):
                 row = name.rpartition("/")[2] in ("w0", "a0", "v0", "k_k", "k_a") or "/x_" in name
                 shape = (1, 1, -1) if row else own.shape
                 tensors[name_of(name, layer)] = torch.tensor(np.asarray(own)).reshape(shape)

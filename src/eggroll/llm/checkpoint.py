@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,9 @@ def _pth(path: Path) -> dict[str, np.ndarray]:
             f'expected PyTorch to read {path}, got none; pip install "eggroll-es[llm]", or convert to safetensors'
         ) from None
     try:
-        held = torch.load(path, map_location="cpu", weights_only=True, mmap=_can_map(path))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # that a pickle's protocol is unusual
+            held = torch.load(path, map_location="cpu", weights_only=True, mmap=_can_map(path))
     except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
         raise UsageError(
             f"expected tensors and nothing else in {path}, got {_short(error)}; use the publisher's file"

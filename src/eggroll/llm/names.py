@@ -19,6 +19,7 @@ _PROJECTIONS = {
     "g_norm": "ln_x",
 }
 _OUTER = {"model.embeddings": "emb", "model.norm": "ln_out", "lm_head": "head"}
+_SINGLE = r"(emb|head)\.weight(\.int8|\.scale)?|ln_out\.(weight|bias)"
 _LORA = {"2.bias": "0", "0.weight": "1", "2.weight": "2"}
 
 
@@ -42,8 +43,7 @@ def place_of(name: str) -> Place | None:
         return _hugging_face(name)
     match = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
     if match is None:
-        known = name in ("emb.weight", "head.weight", "ln_out.weight", "ln_out.bias")
-        return Place(name.replace(".", "/"), None) if known else None
+        return Place(name.replace(".", "/"), None) if re.fullmatch(_SINGLE, name) else None
     layer, rest = int(match[1]), match[2].replace(".", "/")
     if rest.startswith("ln0/"):
         return Place(rest, None)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from eggroll.core.errors import UsageError
 from eggroll.llm.world import WorldTokenizer
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """What turns text into tokens and back.
 
