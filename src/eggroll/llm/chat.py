@@ -82,7 +82,7 @@ def make_answerer(config: ChatConfig) -> Callable[[str, int], str]:
         tokens, mask = _padded(tokenizer, prompt)
         key = jax.random.fold_in(jax.random.key(config.seed), number)
         done = write(params, tokens, mask, key)
-        return tokenizer.decode(np.asarray(done.tokens)[0, : int(done.lengths[0])])
+        return tokenizer.decode(np.asarray(done.tokens)[0, : int(done.lengths[0])].tolist())
 
     return answer
 

@@ -117,8 +117,11 @@ def prepared(config: FinetuneConfig) -> tuple[FinetuneConfig, Prepared]:
     if config.learner in GRADIENT:
         learner, evaluate = (grpo if config.learner == "grpo" else supervised)(config, prompts, params)
         return config, Prepared(_job(config, prompts, learner, evaluate), prompts, None, params)
-    config, population = _population(config, prompts, params)
-    learner = strategy_learner(population.es, population.es.init(params, config.seed))
+    try:
+        config, population = _population(config, prompts, params)
+        learner = strategy_learner(population.es, population.es.init(params, config.seed))
+    except ValueError as error:  # a pattern or a rank that does not fit this model
+        raise UsageError(str(error)) from None
     job = _job(config, prompts, learner, make_evaluator(population))
     return config, Prepared(job, prompts, population, params)
 

@@ -109,4 +109,4 @@ class Prompts:
 
     def read(self, tokens: Any, length: int) -> str:
         """The text of a completion."""
-        return self.tokenizer.decode(tokens[:length])
+        return self.tokenizer.decode(np.asarray(tokens)[:length].tolist())
