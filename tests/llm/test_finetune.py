@@ -53,6 +53,8 @@ def programs(tmp_path_factory):
 def in_a_folder_with_a_model(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save(noisy(Sizes(1, 16, 2, 256, (4, 4, 4, 4))), "model.safetensors")
+    rows = [{"prompt": f"{number} and", "answer": f" {number + 1}\n"} for number in range(40)]
+    Path("data.jsonl").write_text("\n".join(map(json.dumps, rows)))
 
 
 class Killed(BaseException):
@@ -92,7 +94,7 @@ def same(one, other):
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_a_run_is_killed_and_goes_on_and_replays(name, monkeypatch, capsys):
-    flags = ALGORITHMS[name]
+    flags = (*ALGORITHMS[name], "--task=tests.llm.rewards:low", "--task-data=data.jsonl", "--task-options={}")
     assert main("--run-dir=whole", *flags) == 0
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert summary["finished"] and summary["generations"] == 4 and summary["job"] == "finetune"
@@ -100,7 +102,9 @@ def test_a_run_is_killed_and_goes_on_and_replays(name, monkeypatch, capsys):
     killed(monkeypatch, "--run-dir=cut", *flags)
     assert cli.main(["finetune", "--run-dir=cut", "--resume"]) == 0
     same(parameters("whole"), parameters("cut"))
-    assert without_times(lines("whole")) == without_times(lines("cut"))
+    both = zip(without_times(lines("whole")), without_times(lines("cut")), strict=True)
+    assert all(one == other for one, other in both if "replayed" not in other)
+    assert {"likelihood": "fitness_std", "supervised": "loss"}.get(name, "reward_mean") in lines("whole")[0]
     assert cli.main(["replay", "whole"]) == 0
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert told["differing"] == [] and told["generation"] == 4, told
