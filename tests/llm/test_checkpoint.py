@@ -163,7 +163,7 @@ def test_another_model_is_refused_by_name(how: str, complaint: str, tmp_path: Pa
 def test_files_that_are_none(tmp_path: Path) -> None:
     for name, content in {"a.safetensors": b"\x01\x02", "b.pth": b"PK nothing", "c.pth": b""}.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(UsageError, match="expected (safetensors|tensors)"):
+        with pytest.raises(UsageError, match=r"expected (safetensors|tensors)"):
             load(tmp_path / name)
     save_file({"transformer.h.0.attn.weight": torch.zeros(2, 2)}, tmp_path / "gpt.safetensors")
     with pytest.raises(UsageError, match=r"expected tensors of RWKV-7 in .*, got transformer.h.0.attn.weight"):

@@ -116,7 +116,13 @@ def test_a_run_is_killed_and_goes_on_and_replays(name, monkeypatch, capsys):
 
 
 def test_supervised_training_learns_and_its_run_is_a_model(capsys):
-    flags = ["--algorithm=supervised", "--generations=60", "--prompts=16", "--learning-rate=0.01", "--validate-every=60"]
+    flags = [
+        "--algorithm=supervised",
+        "--generations=60",
+        "--prompts=16",
+        "--learning-rate=0.01",
+        "--validate-every=60",
+    ]
     assert main("--run-dir=taught", *flags) == 0
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert told["log_likelihood"] > told["start_log_likelihood"] + 1
@@ -139,7 +145,7 @@ def test_chat_answers_each_line(capsys, monkeypatch, tmp_path):
 
 
 def test_ranges_of_the_population_are_the_population():
-    config, made = prepared(cli._parse(FinetuneConfig, "finetune", [*SMALL, *ALGORITHMS["groups"]]))
+    _, made = prepared(cli._parse(FinetuneConfig, "finetune", [*SMALL, *ALGORITHMS["groups"]]))
     state = made.job.start()
     whole = made.job.evaluate(state, 3)
     work = range_work(made.population)
@@ -153,7 +159,7 @@ def test_ranges_of_the_population_are_the_population():
 
 
 def test_groups_meet_prompts_of_their_own():
-    config, made = prepared(cli._parse(FinetuneConfig, "finetune", [*SMALL, "--group-size=2", "--prompts=8"]))
+    _, made = prepared(cli._parse(FinetuneConfig, "finetune", [*SMALL, "--group-size=2", "--prompts=8"]))
     first, second = made.prompts.of_generation(0), made.prompts.of_generation(1)
     assert first.tokens.shape == (4, 8, 16)
     assert len({batch.tokens[g].tobytes() for batch in (first, second) for g in range(4)}) == 8

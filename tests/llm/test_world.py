@@ -131,5 +131,5 @@ def test_what_stands_beside_the_weights_is_found(tmp_path: Path) -> None:
         load_tokenizer("", tmp_path, 65_536)
     written(BYTES, tmp_path / "rwkv_vocab_v1.txt")
     assert isinstance(load_tokenizer("", tmp_path / "model.safetensors", 300), WorldTokenizer)
-    with pytest.raises(UsageError, match="expected --tokenizer as a file or bytes, got nothing.json"):
+    with pytest.raises(UsageError, match=r"expected --tokenizer as a file or bytes, got nothing\.json"):
         load_tokenizer("nothing.json", tmp_path, 300)

@@ -42,10 +42,9 @@ from eggroll.runs.trees import filled
 from eggroll.runs.weights import load_parameters
 from eggroll.tasks.registry import make_task
 
-
 _LEAST_ROWS = 512
-"""Completions that a CPU writes at once, at least: fewer, though their states stay in its cache, take up to 1.5 times as
-long for a model of a million weights."""
+"""Completions that a CPU writes at once, at least: fewer, though their states stay in its cache, take up to 1.5 times
+as long for a model of a million weights."""
 
 
 class Prepared(NamedTuple):
