@@ -145,3 +145,23 @@ def test_errors_say_what_was_expected():
         shaping.group_z_score(1)
     with pytest.raises(ValueError, match="expected a group_size that divides the 8 members, got 3"):
         shaping.group_z_score(3)(jnp.zeros(8))
+
+
+@QUICK
+@given(scores=arrays(np.float32, (8, 3), elements=st.floats(-4, 4, width=32)))
+def test_prompts_of_groups_are_centred_in_their_group(scores):
+    """By hand: each prompt of each group around its own mean, in units of one deviation of all."""
+    grouped = scores.astype(np.float64).reshape(2, 4, 3)
+    deviation = scores.astype(np.float64).std()
+    centred = (grouped - grouped.mean(1, keepdims=True)) / (deviation or 1.0)
+    if 0 < deviation < 1e-3:
+        return  # rounding is all there is
+    found = shape("group_per_prompt", scores)
+    np.testing.assert_allclose(found, centred.mean(-1).reshape(-1), atol=1e-3)
+    np.testing.assert_allclose(found.reshape(2, 4).sum(1), 0, atol=1e-5)
+
+
+@QUICK
+@given(scores=arrays(np.float32, (4, 5), elements=ANY))
+def test_one_group_with_its_prompts_is_per_prompt(scores):
+    np.testing.assert_array_equal(shape("group_per_prompt", scores), shape("per_prompt", scores))

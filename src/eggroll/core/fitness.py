@@ -146,7 +146,7 @@ def group_per_prompt(group_size: int) -> Shaping:
         total = scaled.reshape(group_size, groups, -1).sum(-1)
         return (total / jnp.maximum(counts.reshape(groups, -1).sum(-1), 1)[None]).T.reshape(-1)
 
-    shape.__name__ = "per_prompt"  # as a journal's header has it
+    shape.__name__ = "group_per_prompt"  # as a journal's header has it
     return shape
 
 
@@ -167,23 +167,23 @@ def shape_by_name(name: str, group_size: int | None = None) -> Shaping:
     """The shaping of that name.
 
     Args:
-      name: "z_score", "centred_rank", "group_z_score", "per_prompt" or "antithetic_sign".
-      group_size: members in a group; needed by "group_z_score", and of "per_prompt" the members with the same prompts,
-        by default all.
+      name: "z_score", "centred_rank", "group_z_score", "per_prompt", "group_per_prompt" or "antithetic_sign".
+      group_size: members in a group; needed by the two of groups alone.
     Raises:
       ValueError: there is no such shaping, or the group size is missing.
     """
     shapings: dict[str, Shaping] = {
         "z_score": z_score,
         "centred_rank": centred_rank,
-        "per_prompt": per_prompt if group_size is None else group_per_prompt(group_size),
+        "per_prompt": per_prompt,
         "antithetic_sign": antithetic_sign,
     }
-    if name == "group_z_score":
+    by_group = {"group_z_score": group_z_score, "group_per_prompt": group_per_prompt}
+    if name in by_group:
         if group_size is None:
-            raise ValueError("expected a group_size for the shaping 'group_z_score', got None; pass group_size=…")
-        return group_z_score(group_size)
+            raise ValueError(f"expected a group_size for the shaping {name!r}, got None; pass group_size=…")
+        return by_group[name](group_size)
     if name not in shapings:
-        names = ", ".join([*shapings, "group_z_score"])
+        names = ", ".join([*shapings, *by_group])
         raise ValueError(f"expected a shaping among {names}, got {name!r}; choose one of these or pass a function")
     return shapings[name]

@@ -74,7 +74,7 @@ def make_strategy(config: FinetuneConfig, params: Any) -> EvolutionStrategy:
         population_size=config.population_size,
         sigma=lambda generation: sigma_at(config, generation),
         distribution=distribution_for(params, config.rank, dense=config.learner == "openes"),
-        shaping="per_prompt",
+        shaping="group_per_prompt",
         group_size=config.group,
         chunk_size=config.chunk_size,
         noise_reuse=config.noise_reuse,
