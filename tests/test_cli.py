@@ -130,7 +130,8 @@ def test_what_was_got_is_named(capsys):
         ("sample", "got missing from eggroll sample: PATH"),
         (
             "train",
-            "among pretrain, sample, rl, marl, finetune, chat, worker, replay, report, bench, doctor, got 'train'; see eggroll --help",
+            "among pretrain, sample, rl, marl, finetune, chat, "
+            "worker, replay, report, bench, doctor, got 'train'; see eggroll --help",
         ),
     ):
         assert cli.main(flags.split()) == 2

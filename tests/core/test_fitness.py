@@ -137,7 +137,7 @@ def test_counts_nan():
 
 
 def test_errors_say_what_was_expected():
-    with pytest.raises(ValueError, match=r"expected a shaping among z_score, .*group_z_score, group_per_prompt, got 'softmax'"):
+    with pytest.raises(ValueError, match=r"expected a shaping among z_score, .*group_per_prompt, got 'softmax'"):
         shaping.shape_by_name("softmax")
     with pytest.raises(ValueError, match="expected a group_size"):
         shaping.shape_by_name("group_z_score")
