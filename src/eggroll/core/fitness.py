@@ -85,17 +85,25 @@ def group_z_score(group_size: int) -> Shaping:
     Raises:
       ValueError: the group size is below 2, or does not divide the number of scores (when called).
     """
-    if group_size < 2:
-        raise ValueError(f"expected group_size ≥ 2, got {group_size}; choose an even divisor of the population size")
+    _check_group_size(group_size)
 
     def shape(scores: Float[Array, " members"]) -> Float[Array, " members"]:
-        if scores.shape[0] % group_size:
-            raise ValueError(
-                f"expected a group_size that divides the {scores.shape[0]} members, got {group_size}; choose a divisor"
-            )
+        _check_divides(group_size, scores)
         return jax.vmap(z_score)(scores.reshape(-1, group_size)).reshape(-1)
 
     return shape
+
+
+def _check_group_size(group_size: int) -> None:
+    if group_size < 2:
+        raise ValueError(f"expected group_size ≥ 2, got {group_size}; choose an even divisor of the population size")
+
+
+def _check_divides(group_size: int, scores: Array) -> None:
+    if scores.shape[0] % group_size:
+        raise ValueError(
+            f"expected a group_size that divides the {scores.shape[0]} members, got {group_size}; choose a divisor"
+        )
 
 
 def per_prompt(scores: Float[Array, " members *prompts"]) -> Float[Array, " members"]:
@@ -132,14 +140,10 @@ def group_per_prompt(group_size: int) -> Shaping:
     Raises:
       ValueError: the group size is below 2, or does not divide the number of members (when called).
     """
-    if group_size < 2:
-        raise ValueError(f"expected group_size ≥ 2, got {group_size}; choose an even divisor of the population size")
+    _check_group_size(group_size)
 
     def shape(scores: Float[Array, " members *prompts"]) -> Float[Array, " members"]:
-        if scores.shape[0] % group_size:
-            raise ValueError(
-                f"expected a group_size that divides the {scores.shape[0]} members, got {group_size}; choose a divisor"
-            )
+        _check_divides(group_size, scores)
         groups = scores.shape[0] // group_size
         parts = scores.astype(jnp.float32).reshape(groups, group_size, -1)
         scaled, counts = _scaled_by_prompt(parts.swapaxes(0, 1).reshape(group_size, -1))

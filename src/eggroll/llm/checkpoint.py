@@ -17,7 +17,8 @@ from safetensors.numpy import save_file
 from eggroll.core.distribution import leaf_paths
 from eggroll.core.errors import UsageError
 from eggroll.llm.names import name_of, place_of
-from eggroll.llm.rwkv7 import Params, Sizes, random_params
+from eggroll.llm.rwkv7 import Params, random_params, sizes_of
+from eggroll.runs.trees import nested
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16), "int8": np.dtype(np.int8)}
 _IGNORED = {f"blocks/att/{name}" for name in ("v0", "v1", "v2")}
@@ -115,9 +116,7 @@ def _tree(tensors: Mapping[str, np.ndarray], source: str) -> Params:
     count = 1 + max((number for held in layers.values() for number in held), default=-1)
     for path, held in layers.items():
         flat[path] = _stacked(path, held, count, source)
-    params = _nested(flat)
-    _check(params, flat, source)
-    return params
+    return _checked(flat, source)
 
 
 def _stacked(path: str, held: dict[int, np.ndarray], count: int, source: str) -> np.ndarray:
@@ -137,26 +136,12 @@ def _stacked(path: str, held: dict[int, np.ndarray], count: int, source: str) ->
     return np.stack([held[number] for number in range(count)])
 
 
-def _nested(flat: Mapping[str, Any]) -> Params:
-    root: Params = {}
-    for path, leaf in flat.items():
-        *outer, last = path.split("/")
-        node = root
-        for name in outer:
-            node = node.setdefault(name, {})
-        node[last] = leaf
-    return root
-
-
-def _check(params: Params, flat: Mapping[str, np.ndarray], source: str) -> None:
-    """That the leaves are those of a model of these sizes, each of its shape."""
+def _checked(flat: dict[str, np.ndarray], source: str) -> Params:
+    """The tree, if its leaves are those of a model of these sizes, each of its shape."""
     try:
-        layers, heads, head = flat["blocks/att/r_k"].shape
-        vocabulary = next(flat[f"emb/weight{end}"] for end in ("", "/int8") if f"emb/weight{end}" in flat).shape[0]
-        hidden = next(flat[f"blocks/ffn/key/weight{e}"] for e in ("", "/int8") if f"blocks/ffn/key/weight{e}" in flat)
-        ranks = tuple(flat[f"blocks/att/{name}1"].shape[-1] for name in "wavg")
-        sizes = Sizes(layers, heads * head, heads, vocabulary, ranks, hidden.shape[1])
-    except (KeyError, StopIteration, ValueError, IndexError):
+        params = nested(flat)
+        sizes = sizes_of(params)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError):
         raise UsageError(
             f"expected the tensors of RWKV-7 in {source}, such as blocks.0.att.r_k, got {', '.join(list(flat)[:3])} …; "
             "use an RWKV-7 model"
@@ -171,6 +156,7 @@ def _check(params: Params, flat: Mapping[str, np.ndarray], source: str) -> None:
     extra = [path for path in flat if path not in wanted and path.rpartition("/")[0] not in wanted]
     if extra:
         raise UsageError(f"expected nothing but RWKV-7 in {source}, got {extra[0]}; use another file")
+    return params
 
 
 def save(params: Params, path: str | Path) -> None:
@@ -237,9 +223,8 @@ def _over_weights(
         if not isinstance(node, dict):
             return leaf(node)
         if matrix is not None and set(node) == {"weight"} and not isinstance(node["weight"], dict):
-            return {
-                "weight": matrix(node["weight"])
-            }  # a linear layer, the embedding or the head; norms have a bias too
+            # a linear layer, the embedding or the head; norms have a bias too
+            return {"weight": matrix(node["weight"])}
         return {key: walk(value) for key, value in node.items()}
 
     result: Params = walk(params)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -79,32 +79,6 @@ def _recorded(place: Path) -> FinetuneConfig | None:
     return from_json(FinetuneConfig, settings, str(place))
 
 
-def recorded_run(place: Path) -> FinetuneConfig:
-    """The settings of a run.
-
-    Raises:
-      UsageError: it is none of this job.
-    """
-    found = _recorded(place) if place.is_dir() else None
-    if found is None:
-        raise UsageError(f"expected the folder of a run of eggroll finetune, got {place}; give one under runs/")
-    return found
-
-
 def keep_weights(params: Any, folder: RunFolder) -> None:
     """Write the mean model into its run's folder, so that published tools, `--model` and chat find it."""
     save(jax.tree.map(np.asarray, params), folder.path / WEIGHTS)
-
-
-class Facts(NamedTuple):
-    """For people."""
-
-    parameters: int
-    trained: int
-
-
-def facts_of(params: Params, plan: Any) -> Facts:
-    """How many numbers a model has, and how many of them evolve."""
-    leaves = jax.tree.leaves(params)
-    moving = sum(leaf.size for leaf, own in zip(leaves, plan, strict=True) if not own.frozen)
-    return Facts(sum(leaf.size for leaf in leaves), moving)

@@ -45,16 +45,41 @@ class Task(Protocol):
         """The reward of a completion, in [0, 1]; no text, however hostile, makes it raise or hang."""
 
 
+class RowsTask:
+    """The part of a `Task` whose examples are rows that were read.
+
+    Attributes:
+      name: as in `Task`.
+    """
+
+    name: str
+    _rows: dict[str, list[Example]]
+
+    def size(self, split: str) -> int:
+        """How many examples a split has."""
+        check_split(split)
+        return len(self._rows[split])
+
+    def example(self, split: str, index: int) -> Example:
+        """The example at `index` of a split."""
+        check_split(split)
+        _check_index(self.name, split, index, len(self._rows[split]))
+        return self._rows[split][index]
+
+
 def check_place(task: Task, split: str, index: int) -> None:
     """Refuses a split or an index that a task does not have.
 
     Raises:
       UsageError: no such split; index < 0 or ≥ the split's size.
     """
-    size = task.size(split)
+    _check_index(task.name, split, index, task.size(split))
+
+
+def _check_index(name: str, split: str, index: int, size: int) -> None:
     if not 0 <= index < size:
         raise UsageError(
-            f"expected an index from 0 to {size - 1} in {task.name}'s {split} split, got {index}; take it modulo {size}"
+            f"expected an index from 0 to {size - 1} in {name}'s {split} split, got {index}; take it modulo {size}"
         )
 
 

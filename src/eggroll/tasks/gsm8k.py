@@ -16,7 +16,7 @@ from eggroll.core.errors import UsageError
 from eggroll.tasks._files import read_splits
 from eggroll.tasks._settings import choice
 from eggroll.tasks._text import READ, last_boxed
-from eggroll.tasks.base import Example, check_place, check_split
+from eggroll.tasks.base import Example, RowsTask
 
 _TEMPLATES = {
     "plain": "Question: {question}\nAnswer:",
@@ -40,8 +40,8 @@ class Gsm8kSettings:
         choice("template", self.template, tuple(_TEMPLATES))
 
 
-class Gsm8k:
-    """GSM8K's two splits as a `Task`."""
+class Gsm8k(RowsTask):
+    """GSM8K's two splits as a `Task`; an example's facts are {gold}, the number as text."""
 
     name = "gsm8k"
 
@@ -62,16 +62,6 @@ class Gsm8k:
                 "expected data for gsm8k, got none; give the folder of its .jsonl files, or $EGGROLL_GSM8K"
             )
         self._rows = read_splits(Path(place), self._convert)
-
-    def size(self, split: str) -> int:
-        """How many questions a split has."""
-        check_split(split)
-        return len(self._rows[split])
-
-    def example(self, split: str, index: int) -> Example:
-        """The question at `index` of a split; its facts are {gold}, the number as text."""
-        check_place(self, split, index)
-        return self._rows[split][index]
 
     def verify(self, example: Example, completion: str) -> float:
         """1.0 where the number that a completion answers is the right one, else 0.0."""

@@ -19,7 +19,7 @@ from eggroll.tasks._files import read_splits
 from eggroll.tasks._settings import choice
 from eggroll.tasks._text import READ, last_boxed
 from eggroll.tasks._worker import Worker
-from eggroll.tasks.base import Example, check_place, check_split
+from eggroll.tasks.base import Example, RowsTask
 
 _TEMPLATES = {
     "chat": "{problem}\nPlease reason step by step, and put your final answer within \\boxed{{}}.",
@@ -51,11 +51,11 @@ class MathsSettings:
         choice("template", self.template, tuple(_TEMPLATES))
 
 
-class Maths:
+class Maths(RowsTask):
     r"""Problems of a JSONL file as a `Task`.
 
     A row has `problem`, `question` or `prompt`; and `expected_answer` or `answer` (text or a number), or a `solution`
-    with \boxed{…}.
+    with \boxed{…}. An example's facts are {gold}, the answer as text.
     """
 
     name = "maths"
@@ -76,16 +76,6 @@ class Maths:
         if not data:
             raise UsageError("expected data for maths, got none; give a .jsonl file with problem and answer")
         self._rows = read_splits(Path(data), self._convert)
-
-    def size(self, split: str) -> int:
-        """How many problems a split has."""
-        check_split(split)
-        return len(self._rows[split])
-
-    def example(self, split: str, index: int) -> Example:
-        """The problem at `index` of a split; its facts are {gold}, the answer as text."""
-        check_place(self, split, index)
-        return self._rows[split][index]
 
     def verify(self, example: Example, completion: str) -> float:
         r"""1.0 where a completion's answer equals the right one, else 0.0.

@@ -12,7 +12,7 @@ from typing import Any
 
 from eggroll.core.errors import UsageError
 from eggroll.tasks._files import read_splits
-from eggroll.tasks.base import Example, Task, check_place, check_split
+from eggroll.tasks.base import Example, RowsTask, Task
 
 _NEEDED = "a Task, or a function (prompt, completion, facts) -> reward"
 
@@ -45,8 +45,8 @@ def make_own(name: str, *, data: str = "", options: Mapping[str, Any] | None = N
     return OwnTask(name, found, data)
 
 
-class OwnTask:
-    """Prompts of a file, scored by a function of the user's, as a `Task`."""
+class OwnTask(RowsTask):
+    """Prompts of a file, scored by a function of the user's, as a `Task`; facts are a row's other fields."""
 
     def __init__(self, name: str, reward: Callable[[str, str, Any], float], data: str) -> None:
         """Reads the prompts.
@@ -61,16 +61,6 @@ class OwnTask:
         self.name = name
         self._reward = reward
         self._rows = read_splits(Path(data), _convert)
-
-    def size(self, split: str) -> int:
-        """How many prompts a split has."""
-        check_split(split)
-        return len(self._rows[split])
-
-    def example(self, split: str, index: int) -> Example:
-        """The prompt at `index` of a split; its facts are the row's other fields."""
-        check_place(self, split, index)
-        return self._rows[split][index]
 
     def verify(self, example: Example, completion: str) -> float:
         """What the user's function gives; what that raises is not caught.
