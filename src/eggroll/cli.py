@@ -203,7 +203,11 @@ LEARNERS = {
 """Job → module whose `learner_of` makes its learner of a journal's header, and `worker_job` the job for a worker."""
 
 
-COMPARISONS = {"rl": "eggroll.rl.comparison", "marl": "eggroll.rl.comparison"}
+COMPARISONS = {
+    "rl": "eggroll.rl.comparison",
+    "marl": "eggroll.rl.comparison",
+    "finetune": "eggroll.llm.comparison",
+}
 """Job → module whose `compared` makes of all runs of a report what it has to say of those of this job."""
 
 

@@ -21,10 +21,10 @@ from eggroll.llm.score import pass_at
 from eggroll.runs import snapshots
 from eggroll.runs.environment import environment
 from eggroll.runs.folder import RunFolder
-from eggroll.runs.metrics import MetricsFile
 from eggroll.runs.trees import as_arrays
 from tests import compiled
 from tests.llm.models import noisy
+from tests.runs.killed import killed as as_killed
 from tests.runs.test_loop import metrics, without_times
 
 SMALL = [
@@ -57,27 +57,13 @@ def in_a_folder_with_a_model(tmp_path, monkeypatch):
     Path("data.jsonl").write_text("\n".join(map(json.dumps, rows)))
 
 
-class Killed(BaseException):
-    """As the process would end: nothing catches it."""
-
-
 def main(*flags):
     return cli.main(["finetune", *([] if "--resume" in flags else SMALL), *flags])
 
 
 def killed(monkeypatch, *flags, at=2):
     """A run that ends before the metrics of generation `at` are on the disk."""
-    append = MetricsFile.append
-
-    def fail(self, line):
-        if line["generation"] == at:
-            raise Killed
-        append(self, line)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(MetricsFile, "append", fail)
-        with pytest.raises(Killed):
-            main(*flags)
+    as_killed(monkeypatch, lambda: main(*flags), at)
 
 
 def parameters(name):

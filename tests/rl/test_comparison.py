@@ -10,11 +10,9 @@ import pytest
 from eggroll.cli import _extras_of, main
 from eggroll.rl.comparison import compared
 from eggroll.rl.comparison.curves import (
-    MOST_POINTS,
     improvement,
     learned,
     over_environments,
-    over_seeds,
     ratios,
     scale_of,
 )
@@ -22,6 +20,7 @@ from eggroll.rl.comparison.settings import environments
 from eggroll.runs.report import ReportConfig, report
 from eggroll.runs.report.charts import Curve
 from eggroll.runs.report.history import read_run
+from eggroll.runs.report.learning import MOST_POINTS, over_seeds
 from tests.runs.test_report import EVIL, Page
 
 ALGORITHMS = ("eggroll", "openes", "ppo")

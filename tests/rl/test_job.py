@@ -28,6 +28,7 @@ from eggroll.runs.metrics import MetricsFile
 from eggroll.runs.trees import as_arrays
 from tests import compiled
 from tests.rl import tiny
+from tests.runs.killed import killed as as_killed
 from tests.runs.test_loop import metrics, without_times
 
 with warnings.catch_warnings():
@@ -55,29 +56,13 @@ def in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(parts, "baseline_settings", lambda config: TINY_PPO)
 
 
-class Killed(BaseException):
-    """As the process would end: nothing catches it."""
-
-
 def main(*flags, command="rl"):
     return cli.main([command, *([] if "--resume" in flags else SMALL), *flags])
 
 
 def killed(monkeypatch, *flags, at=2, count=1, command="rl"):
     """A run that ends before the metrics of generation `at` are on the disk, when `count` runs are there."""
-    append, seen = MetricsFile.append, []
-
-    def fail(self, line):
-        if line["generation"] == at:
-            seen.append(1)
-            if len(seen) == count:
-                raise Killed
-        append(self, line)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(MetricsFile, "append", fail)
-        with pytest.raises(Killed):
-            main(*flags, command=command)
+    as_killed(monkeypatch, lambda: main(*flags, command=command), at, count)
 
 
 def end_of(path):

@@ -14,15 +14,8 @@ from eggroll.core.strategy import EvolutionStrategy
 from eggroll.rl.config import MarlConfig, RlConfig
 from eggroll.rl.environments.registry import environment_names
 from eggroll.rl.presets import GAMES, PAPER, settings_for
-from eggroll.rl.strategy import (
-    distribution_for,
-    episodes,
-    learning_rate_at,
-    make_fitness,
-    make_strategy,
-    setup,
-    sigma_at,
-)
+from eggroll.rl.strategy import distribution_for, episodes, make_fitness, make_strategy, setup
+from eggroll.runs.evolution import learning_rate_at, sigma_at
 from tests.rl import tiny
 
 PARAMS = {"w": jnp.zeros((3, 4)), "b": jnp.zeros(3)}

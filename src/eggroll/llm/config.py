@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from eggroll.core.errors import UsageError
-from eggroll.runs.settings import RunSettings, check_at_least
+from eggroll.runs.evolution import EvolutionSettings, expect
+from eggroll.runs.settings import check_at_least
 
 GRADIENT = ("grpo", "supervised")
 """Algorithms that follow a gradient."""
@@ -17,7 +18,7 @@ TINY = "tiny"
 
 
 @dataclass(frozen=True)
-class FinetuneConfig(RunSettings):
+class FinetuneConfig(EvolutionSettings):
     """Fine-tune a language model on a task's rewards, or on its answers."""
 
     model: str = TINY
@@ -36,8 +37,6 @@ class FinetuneConfig(RunSettings):
     """What learns; auto: eggroll, and supervised of a model with random weights, which gets no reward."""
     objective: Literal["reward", "likelihood"] = "reward"
     """Fitness of eggroll and openes: the task's reward, or the log-likelihood of its answers."""
-    seed: int = 0
-    """Seed of noise, prompts and samples, in [0, 2**64)."""
     population_size: int = 64
     """Members of the population, even."""
     group_size: int = 0
@@ -48,20 +47,8 @@ class FinetuneConfig(RunSettings):
     """Completions of each prompt and member; of grpo the size of a group, 8 in the paper."""
     pass_k: int = 1
     """Fitness is the chance that at least one of so many completions is right, estimated from --samples of them."""
-    rank: int = 1
-    """Rank of a perturbation."""
-    sigma: float = 0.02
-    """Standard deviation of a perturbation, in weight units."""
-    sigma_decay: float = 1.0
-    """Factor on sigma for each generation, in (0, 1]."""
     optimizer: Literal["sgd", "adam", "radam"] = "adam"
     """Optimiser of the estimated gradient, or of the true one."""
-    learning_rate: float = 0.001
-    """Step size at generation 0."""
-    rate_units: Literal["paper", "plain"] = "plain"
-    """paper: SGD's step size is times sigma^2 sqrt(population size), as the paper's tables mean it; plain: as it is."""
-    learning_rate_decay: float = 1.0
-    """Factor on the step size for each generation, in (0, 1]."""
     noise_reuse: int = 1
     """Generations that a perturbation lives."""
     trainable: tuple[str, ...] = ()
@@ -82,8 +69,6 @@ class FinetuneConfig(RunSettings):
     """grpo: steps on the completions of an iteration."""
     generations: int = 200
     """Updates to make; of grpo and supervised, iterations."""
-    max_seconds: float = 0.0
-    """Seconds of training, without compilation and validations, after which the run ends; 0: no limit."""
     target: float | None = None
     """Accuracy on the validation prompts at which the run ends; none: it makes all generations."""
     validate_every: int = 20
@@ -92,29 +77,17 @@ class FinetuneConfig(RunSettings):
     """Held-out prompts of a validation."""
     validation_samples: int = 1
     """Completions of each of them; with more than one, drawn at --temperature, distinct right answers are counted."""
-    chunk_size: int | Literal["auto"] = "auto"
-    """Members evaluated at once; changes speed and memory, results only by rounding."""
-    devices: int | Literal["auto"] = "auto"
-    """Devices that share the population; changes results only by rounding."""
-    update: Literal["auto", "redraw", "reduce", "rows"] = "auto"
-    """How devices share the update."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        ones = ("prompts", "samples", "pass_k", "rank", "noise_reuse", "tokens", "epochs", "generations")
-        for name in (*ones, "validate_every", "validation_prompts", "validation_samples"):
+        ones = ("prompts", "samples", "pass_k", "noise_reuse", "tokens", "epochs")
+        for name in (*ones, "validation_prompts", "validation_samples"):
             check_at_least(name, getattr(self, name), 1)
         check_at_least("prompt_tokens", self.prompt_tokens, 0)
-        for name in ("sigma", "learning_rate"):
-            _check(0 < getattr(self, name) < math.inf, name, "> 0", getattr(self, name))
-        for name in ("sigma_decay", "learning_rate_decay", "top_p"):
-            _check(0 < getattr(self, name) <= 1, name, "in (0, 1]", getattr(self, name))
-        _check(0 <= self.temperature < math.inf, "temperature", "of at least 0", self.temperature)
-        _check(0 < self.clip < 1, "clip", "in (0, 1)", self.clip)
-        _check(0 <= self.max_seconds < math.inf, "max_seconds", "of at least 0", self.max_seconds)
-        _check(self.target is None or math.isfinite(self.target), "target", "as a number", self.target)
-        _check(0 <= self.seed < 2**64, "seed", "in [0, 2**64)", self.seed)
-        self._check_population()
+        expect(0 < self.top_p <= 1, "top_p", "in (0, 1]", self.top_p)
+        expect(0 <= self.temperature < math.inf, "temperature", "of at least 0", self.temperature)
+        expect(0 < self.clip < 1, "clip", "in (0, 1)", self.clip)
+        self._check_group()
         self._check_sampling()
         self.options()
         if self.coordinator:
@@ -124,18 +97,14 @@ class FinetuneConfig(RunSettings):
                 f"expected --ray or --listen with eggroll or openes, got {self.learner}; leave the workers out"
             )
 
-    def _check_population(self) -> None:
-        size, group, chunk, devices = self.population_size, self.group, self.chunk_size, self.devices
-        _check(size >= 2 and size % 2 == 0, "population_size", "even, since members come in pairs", size)
+    def _check_group(self) -> None:
+        size, group = self.population_size, self.group
         fits = group >= 2 and group % 2 == 0 and size % group == 0
-        _check(fits, "group_size", f"even and a divisor of population size {size}", group)
-        _check(chunk == "auto" or (chunk >= 2 and chunk % 2 == 0), "chunk_size", "auto or even", chunk)
-        shares = devices == "auto" or (devices >= 1 and size // 2 % devices == 0)
-        _check(shares, "devices", f"auto or a divisor of the {size // 2} pairs", devices)
+        expect(fits, "group_size", f"even and a divisor of population size {size}", group)
 
     def _check_sampling(self) -> None:
         greedy = self.temperature == 0
-        _check(self.pass_k <= self.samples, "pass_k", f"at most --samples, {self.samples}", self.pass_k)
+        expect(self.pass_k <= self.samples, "pass_k", f"at most --samples, {self.samples}", self.pass_k)
         if greedy and (self.pass_k > 1 or self.samples > 1 or self.validation_samples > 1):
             raise UsageError(
                 "expected --temperature above 0 with --pass-k, --samples or --validation-samples above 1, got 0: "
@@ -183,8 +152,3 @@ class FinetuneConfig(RunSettings):
     def as_json(self) -> dict[str, Any]:
         """For `config.json` and the journal."""
         return super().as_json() | {"job": "finetune"}
-
-
-def _check(right: bool, name: str, expected: str, got: object) -> None:
-    if not right:
-        raise UsageError(f"expected --{name.replace('_', '-')} {expected}, got {got}; change it")

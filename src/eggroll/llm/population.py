@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from eggroll.core import noise
 from eggroll.core.mesh import device_mesh
 from eggroll.core.population import per_group
 from eggroll.core.state import State
@@ -21,6 +18,7 @@ from eggroll.llm.evolve import distribution_for, patterns_of
 from eggroll.llm.generate import Completions, Sampling, generate, log_probabilities
 from eggroll.llm.prompts import Batch, Prompts
 from eggroll.llm.score import pass_at, rewards
+from eggroll.runs.evolution import devices_of, learning_rate_at, seed_words, sigma_at
 from eggroll.runs.job import Evaluated, Part, RangeWork, RunState
 from eggroll.runs.metrics import Metrics
 from eggroll.runs.training import info_metrics
@@ -41,24 +39,6 @@ class Population(NamedTuple):
     fitness: Fitness
     prompts: Prompts
     config: FinetuneConfig
-
-
-def seed_words(seed: int) -> jax.Array:
-    """(2,) int32."""
-    return jnp.asarray(np.array(noise.seed_words(seed), np.int32))
-
-
-def learning_rate_at(config: FinetuneConfig, generation: Any) -> Any:
-    """The step size in a generation; in the paper's units, SGD's is times sigma² √N (see `rl.strategy`)."""
-    rate = config.learning_rate * config.learning_rate_decay ** jnp.asarray(generation, jnp.float32)
-    if config.optimizer == "sgd" and config.rate_units == "paper":
-        rate = rate * sigma_at(config, generation) ** 2 * math.sqrt(config.population_size)
-    return rate
-
-
-def sigma_at(config: FinetuneConfig, generation: Any) -> Any:
-    """The perturbation's size in a generation."""
-    return config.sigma * config.sigma_decay ** jnp.asarray(generation, jnp.float32)
 
 
 def optimizer_of(config: FinetuneConfig) -> optax.GradientTransformation:
@@ -82,14 +62,6 @@ def make_strategy(config: FinetuneConfig, params: Any) -> EvolutionStrategy:
         mesh=device_mesh(devices_of(config)) if devices_of(config) > 1 else None,
         update=config.update,
     )
-
-
-def devices_of(config: FinetuneConfig) -> int:
-    """How many devices share the population."""
-    if config.devices != "auto":
-        return config.devices
-    pairs = config.population_size // 2
-    return max(n for n in range(1, jax.device_count() + 1) if pairs % n == 0)
 
 
 def sampling_of(config: FinetuneConfig, prompts: Prompts, *, validation: bool = False) -> Sampling:

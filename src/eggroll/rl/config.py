@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from eggroll.core.errors import UsageError
-from eggroll.runs.settings import RunSettings, check_at_least
+from eggroll.runs.evolution import EvolutionSettings, expect
+from eggroll.runs.settings import check_at_least
 
 BASELINES = ("ppo", "ippo")
 
 
 @dataclass(frozen=True)
-class SearchConfig(RunSettings):
+class SearchConfig(EvolutionSettings):
     """What both commands have."""
 
     preset: Literal["small", "paper"] = "small"
@@ -24,8 +24,6 @@ class SearchConfig(RunSettings):
     """Seed of start parameters, noise and episodes, in [0, 2**64)."""
     seeds: int = 1
     """Runs to make, with seeds from --seed on; they share one program, and the run folder holds a folder for each."""
-    population_size: int = 256
-    """Members of the population, even."""
     rank: int = 1
     """Rank of a perturbation; a matrix with a smaller side gets full-rank noise. OpenES has full rank everywhere."""
     optimizer: Literal["sgd", "adam", "adamw"] = "adam"
@@ -34,12 +32,8 @@ class SearchConfig(RunSettings):
     """Step size; for SGD in the units that --rate-units says."""
     rate_units: Literal["paper", "plain"] = "paper"
     """paper: SGD's step size is times sigma^2 sqrt(population size), as the paper's tables mean it; plain: as it is."""
-    learning_rate_decay: float = 1.0
-    """Factor on the step size for each generation, in (0, 1]."""
     sigma: float = 0.1
     """Standard deviation of a perturbation, in weight units."""
-    sigma_decay: float = 1.0
-    """Factor on sigma for each generation, in (0, 1]."""
     shaping: Literal["z_score", "centred_rank"] = "z_score"
     """From returns to utilities."""
     deterministic: bool = False
@@ -50,24 +44,12 @@ class SearchConfig(RunSettings):
     """Most steps of an episode; 0: the environment's own limit."""
     common_random_numbers: Literal["generation", "pair"] = "generation"
     """Who meets the same episodes: all members of a generation, or just the two of a pair."""
-    generations: int = 100
-    """Updates to make; of a baseline, iterations."""
-    max_seconds: float = 0.0
-    """Seconds of training, without compilation and evaluations, after which the run ends; 0: no limit."""
     target: float | None = None
     """Mean return of the mean policy at which the run ends; none: it makes all generations."""
-    validate_every: int = 10
-    """Generations between evaluations of the mean policy."""
     validation_episodes: int = 64
     """Episodes of such an evaluation, the same ones each time."""
     num_envs: int = 64
     """Most environments that a baseline steps side by side in the preset small; paper: as published."""
-    chunk_size: int | Literal["auto"] = "auto"
-    """Members evaluated at once; changes speed and memory, results only by rounding."""
-    devices: int | Literal["auto"] = "auto"
-    """Devices that share the population, of all processes together; changes results only by rounding."""
-    update: Literal["auto", "redraw", "reduce", "rows"] = "auto"
-    """How devices share the update: each draws all noise, sums its own members, or updates its own rows."""
     tune: int = 0
     """Make so many short runs with settings drawn at random from the paper's ranges, and tell which is best."""
     render: Path | None = None
@@ -75,19 +57,12 @@ class SearchConfig(RunSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("seeds", "rank", "episodes", "generations", "validate_every", "validation_episodes", "num_envs"):
+        for name in ("seeds", "episodes", "validation_episodes", "num_envs"):
             check_at_least(name, getattr(self, name), 1)
         for name in ("episode_length", "tune"):
             check_at_least(name, getattr(self, name), 0)
-        for name in ("sigma", "learning_rate"):
-            _check(0 < getattr(self, name) < math.inf, name, "> 0", getattr(self, name))
-        for name in ("sigma_decay", "learning_rate_decay"):
-            _check(0 < getattr(self, name) <= 1, name, "in (0, 1]", getattr(self, name))
-        _check(0 <= self.max_seconds < math.inf, "max_seconds", "of at least 0", self.max_seconds)
-        _check(self.target is None or math.isfinite(self.target), "target", "as a number", self.target)
-        _check(0 <= self.seed < 2**64 - self.seeds, "seed", "in [0, 2**64)", self.seed)
-        _check(not (self.tune and self.seeds > 1), "tune", "with --seeds 1", f"--seeds {self.seeds}")
-        self._check_population()
+        expect(0 <= self.seed < 2**64 - self.seeds, "seed", "in [0, 2**64)", self.seed)
+        expect(not (self.tune and self.seeds > 1), "tune", "with --seeds 1", f"--seeds {self.seeds}")
         if self.render is not None and self.render.suffix.lower() not in (".gif", ".html"):
             raise UsageError(f"expected --render to end in .gif or .html, got {self.render}; name such a file")
         if self.coordinator:
@@ -98,14 +73,6 @@ class SearchConfig(RunSettings):
             raise UsageError(
                 "expected --ray or --listen with eggroll or openes and --seeds 1, got another; leave the workers out"
             )
-
-    def _check_population(self) -> None:
-        size = self.population_size
-        _check(size >= 2 and size % 2 == 0, "population_size", "even, since members come in pairs", size)
-        chunk, devices = self.chunk_size, self.devices
-        _check(chunk == "auto" or (chunk >= 2 and chunk % 2 == 0), "chunk_size", "auto or even", chunk)
-        shares = devices == "auto" or (devices >= 1 and size // 2 % devices == 0)
-        _check(shares, "devices", f"auto or a divisor of the {size // 2} pairs", devices)
 
     @property
     def algorithm_name(self) -> str:
@@ -144,7 +111,7 @@ class RlConfig(SearchConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check(all(units >= 1 for units in self.hidden), "hidden", "of at least one unit a layer", self.hidden)
+        expect(all(units >= 1 for units in self.hidden), "hidden", "of at least one unit a layer", self.hidden)
 
     @property
     def job(self) -> str:
@@ -174,8 +141,3 @@ class MarlConfig(SearchConfig):
 def for_seed(config: Any, index: int) -> Any:
     """The settings of one of the seeds."""
     return dataclasses.replace(config, seed=config.seed + index, seeds=1)
-
-
-def _check(right: bool, name: str, expected: str, got: object) -> None:
-    if not right:
-        raise UsageError(f"expected --{name.replace('_', '-')} {expected}, got {got}; change it")

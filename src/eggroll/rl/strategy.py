@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from eggroll.core import noise
 from eggroll.core.distribution import Distribution, FullRank, LowRank, leaf_paths
 from eggroll.core.errors import UsageError
 from eggroll.core.mesh import device_mesh
@@ -22,6 +21,7 @@ from eggroll.rl.environments.base import Environment
 from eggroll.rl.environments.registry import make
 from eggroll.rl.policy import Policy, make_policy, make_team_policy
 from eggroll.rl.rollout import Episode, Statistics, run_episodes
+from eggroll.runs.evolution import devices_of, learning_rate_at, seed_words, sigma_at
 
 PARAMETERS, EPISODES = 0x7061, 0x6570
 """Which of a run's random numbers: start parameters, and episodes of its evaluations."""
@@ -73,28 +73,6 @@ def key_of(seed: int, purpose: int) -> Any:
     return jax.random.fold_in(generation_key(seed_words(seed), jnp.int32(-1)), purpose)
 
 
-def seed_words(seed: int) -> jax.Array:
-    """(2,) int32."""
-    return jnp.asarray(np.array(noise.seed_words(seed), np.int32))
-
-
-def sigma_at(config: SearchConfig, generation: Any) -> Any:
-    """The perturbation's size in a generation."""
-    return config.sigma * config.sigma_decay ** jnp.asarray(generation, jnp.float32)
-
-
-def learning_rate_at(config: SearchConfig, generation: Any) -> Any:
-    """The step size that optax gets in a generation.
-
-    The paper's code steps by lr·(σ/√N)·Σ u_i E_i, where ours estimates 1/(N·σ)·Σ u_i E_i: its rate for SGD is lr·σ²·√N
-    of ours, with σ as it stands in that generation. Adam does not care.
-    """
-    rate = config.learning_rate * config.learning_rate_decay ** jnp.asarray(generation, jnp.float32)
-    if config.optimizer == "sgd" and config.rate_units == "paper":
-        rate = rate * sigma_at(config, generation) ** 2 * math.sqrt(config.population_size)
-    return rate
-
-
 def make_strategy(config: SearchConfig, params: Any) -> EvolutionStrategy:
     """The strategy; its chunk size is that of the settings.
 
@@ -102,6 +80,7 @@ def make_strategy(config: SearchConfig, params: Any) -> EvolutionStrategy:
       params: any start parameters, for their shapes.
     """
     kinds: dict[str, Callable[..., Any]] = {"sgd": optax.sgd, "adam": optax.adam, "adamw": optax.adamw}
+    devices = devices_of(config, None if config.seeds == 1 else 1)  # seeds that share a program share one device
     return EvolutionStrategy(
         kinds[config.optimizer](lambda generation: learning_rate_at(config, generation)),
         population_size=config.population_size,
@@ -110,17 +89,9 @@ def make_strategy(config: SearchConfig, params: Any) -> EvolutionStrategy:
         shaping=config.shaping,
         group_size=2 if config.common_random_numbers == "pair" else None,
         chunk_size=config.chunk_size,
-        mesh=device_mesh(devices_of(config)) if devices_of(config) > 1 else None,
+        mesh=device_mesh(devices) if devices > 1 else None,
         update=config.update,
     )
-
-
-def devices_of(config: SearchConfig) -> int:
-    """How many devices share the population; seeds that share a program share one device."""
-    if config.devices != "auto":
-        return config.devices
-    count = jax.device_count() if config.seeds == 1 else 1
-    return max(n for n in range(1, count + 1) if config.population_size // 2 % n == 0)
 
 
 def distribution_for(config: SearchConfig, params: Any) -> Distribution:

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from eggroll.rl.comparison.curves import Axis, Learned, Ratio, Scale, learned, over_environments, scale_of
+from eggroll.rl.comparison.curves import Axis, Ratio, Scale, learned, over_environments, scale_of
 from eggroll.rl.comparison.settings import Environment
-from eggroll.runs.report.charts import Band, Chart, GroupCurves
+from eggroll.runs.report.charts import Chart
 from eggroll.runs.report.curves import Ink, line_style, plain_axes
+from eggroll.runs.report.learning import Learned
 from eggroll.runs.report.markup import drawable
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def overall_chart(found: Sequence[Environment], labels: Sequence[str]) -> Chart 
     for index, label in enumerate(labels):
         curve, count = over_environments(found, index)
         if curve is not None:
-            curves.append(_group(index, Learned(curve.mean, curve.error, ())))
+            curves.append(Learned(curve.mean, curve.error, ()).as_curves(index))
             counts[label] = count
     if not curves:
         return None
@@ -55,18 +56,11 @@ def _chart(environment: Environment, axis: Axis, scale: Scale | None, note: str)
     curves = []
     for setting in environment.settings:
         if (curve := learned(setting, axis)) is not None:
-            curves.append(_group(setting.index, scale.of(curve) if scale is not None else curve))
+            curves.append((scale.of(curve) if scale is not None else curve).as_curves(setting.index))
     if not curves:
         return None
     reference = None if scale is None else 1.0
     return Chart(environment.name, note, tuple(curves), across=ACROSS[axis], reference=reference)
-
-
-def _group(index: int, curve: Learned) -> GroupCurves:
-    band = None
-    if curve.error is not None:
-        band = Band(curve.mean.at, curve.mean.value - curve.error, curve.mean.value + curve.error)
-    return GroupCurves(index, curve.mean, band, None, curve.seeds)
 
 
 def draw_ratios(axes: Axes, found: Sequence[Ratio], ink: Ink, *, longest: int = LONGEST_NAME) -> None:

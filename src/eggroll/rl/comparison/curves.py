@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeVar
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float64
@@ -13,8 +12,8 @@ from jaxtyping import Float64
 from eggroll.rl.comparison.settings import BASELINES, Environment, Setting
 from eggroll.runs.report.charts import Curve
 from eggroll.runs.report.groups import mean_and_error
+from eggroll.runs.report.learning import Learned, Value, forward, mean_of, over_seeds
 
-MOST_POINTS = 200
 SHARES = 101
 CLEAR = 3.0
 """Standard errors that PPO's improvement must have for a scale without a warning."""
@@ -23,16 +22,6 @@ NEARLY = 0.95
 episodes come in whole numbers, so that budgets are never quite the same."""
 
 Axis = Literal["steps", "seconds"]
-Value = TypeVar("Value", float, np.ndarray)
-
-
-@dataclass(frozen=True)
-class Learned:
-    """Return along an axis: the mean over seeds, its standard error where there are several, and each seed."""
-
-    mean: Curve
-    error: Float64[np.ndarray, " points"] | None
-    seeds: tuple[Curve, ...]
 
 
 @dataclass(frozen=True)
@@ -67,14 +56,6 @@ class Ratio:
     high: float
 
 
-def mean_of(values: Sequence[Value]) -> Value:
-    """The mean, added up in order, so that a curve's last point and the mean of the finals are the same bits."""
-    total = values[0]
-    for value in values[1:]:
-        total = total + value
-    return total / len(values)
-
-
 def learned(setting: Setting, axis: Axis) -> Learned | None:
     """The learning curve of a setting, over the stretch for which every seed has values.
 
@@ -86,37 +67,8 @@ def learned(setting: Setting, axis: Axis) -> Learned | None:
         at = getattr(trial, axis)
         known = ~np.isnan(at)
         if known.any():
-            curves.append(_forward(at[known], trial.value[known]))
+            curves.append(forward(at[known], trial.value[known]))
     return over_seeds(curves)
-
-
-def _forward(at: Float64[np.ndarray, " n"], value: Float64[np.ndarray, " n"]) -> Curve:
-    """The curve without steps back, which no count makes; of evaluations at one place the last counts."""
-    forward = at >= np.maximum.accumulate(at)
-    at, value = at[forward], value[forward]
-    last = np.append(at[1:] != at[:-1], True)
-    return Curve(at[last], value[last])
-
-
-def over_seeds(curves: Sequence[Curve]) -> Learned | None:
-    """Mean ± standard error of curves on a common grid, by linear interpolation between their points.
-
-    The grid holds every point of every curve in the common stretch; where these are too many, `MOST_POINTS` at even
-    distances.
-    """
-    if not curves:
-        return None
-    first, last = max(float(curve.at[0]) for curve in curves), min(float(curve.at[-1]) for curve in curves)
-    grid = np.unique(np.concatenate([curve.at for curve in curves]))
-    grid = grid[(grid >= first) & (grid <= last)]
-    if not len(grid):
-        return None
-    if len(grid) > MOST_POINTS:
-        grid = np.linspace(first, last, MOST_POINTS)
-    values = [np.interp(grid, curve.at, curve.value) for curve in curves]
-    error = np.std(values, axis=0, ddof=1) / math.sqrt(len(values)) if len(values) > 1 else None
-    several = tuple(Curve(grid, value) for value in values) if len(values) > 1 else ()
-    return Learned(Curve(grid, mean_of(values)), error, several)
 
 
 def improvement(setting: Setting) -> tuple[float, float | None] | None:

@@ -13,11 +13,11 @@ from eggroll.rl.comparison.settings import BASELINES, Environment, environments
 from eggroll.rl.comparison.table import results
 from eggroll.runs.report.charts import Chart
 from eggroll.runs.report.command import Extra
-from eggroll.runs.report.curves import drawing, svg
+from eggroll.runs.report.curves import drawing
 from eggroll.runs.report.groups import shortened
 from eggroll.runs.report.history import Run
+from eggroll.runs.report.learning import figure, legend
 from eggroll.runs.report.markup import Markup, element, join, note
-from eggroll.runs.report.tables import swatch
 from eggroll.runs.report.wording import compact
 
 MOST_ENVIRONMENTS = 32
@@ -40,25 +40,20 @@ def compared(runs: Sequence[Run]) -> Extra:
     """The comparison of those of the runs that are of reinforcement learning."""
     found, labels = environments(runs)
     shown = found[:MOST_ENVIRONMENTS]
-    legend = _legend(labels)
+    keys = legend(labels)
     overall = overall_chart(found, labels)
     normalised = [chart for one in shown if (chart := normalised_chart(one)) is not None]
     speed = [ratio for one in found for ratio in ratios(one)]
     charts = [overall, *normalised] if overall is not None else normalised
     sections = [
         ("Return relative to PPO", _relative(found, overall, normalised, labels)),
-        ("Speed relative to OpenES", _speed(speed, labels, legend)),
+        ("Speed relative to OpenES", _speed(speed, labels, keys)),
         ("Algorithms and environments", join(results(found), _notes(found))),
-        ("Return against environment steps", join(legend, _charts(shown, "steps", labels))),
-        ("Return against wall-clock time", join(legend, _charts(shown, "seconds", labels))),
+        ("Return against environment steps", join(keys, _charts(shown, "steps", labels))),
+        ("Return against wall-clock time", join(keys, _charts(shown, "seconds", labels))),
     ]
     draw = functools.partial(picture, charts, speed, labels) if charts or speed else None
     return Extra("rl", tuple(sections), draw)
-
-
-def _legend(labels: Sequence[str]) -> Markup:
-    rows = [element("li", swatch(index), " ", label) for index, label in enumerate(labels)]
-    return element("ul", *rows, class_="legend")
 
 
 def _relative(
@@ -66,8 +61,8 @@ def _relative(
 ) -> Markup:
     """Without any scale the charts would be those of another section again."""
     if overall is not None:
-        figures = [_figure(f"rl-n{index}", chart, labels) for index, chart in enumerate((overall, *normalised))]
-        return join(_legend(labels), note(_SCALE), element("div", *figures, class_="charts"))
+        figures = [figure(f"rl-n{index}", chart, labels) for index, chart in enumerate((overall, *normalised))]
+        return join(legend(labels), note(_SCALE), element("div", *figures, class_="charts"))
     reasons: dict[str, list[str]] = {}
     for environment in found:
         scale, why = scale_of(environment)
@@ -77,7 +72,7 @@ def _relative(
     return join(element("p", "No environment can be normalised by PPO."), element("ul", *rows, class_="note"))
 
 
-def _speed(found: Sequence[Ratio], labels: Sequence[str], legend: Markup) -> Markup:
+def _speed(found: Sequence[Ratio], labels: Sequence[str], keys: Markup) -> Markup:
     if not found:
         return element("p", "There are no times of eggroll and openes on one environment.")
     indices = sorted({ratio.index for ratio in found})
@@ -96,23 +91,15 @@ def _speed(found: Sequence[Ratio], labels: Sequence[str], legend: Markup) -> Mar
         left=_BARS_LEFT,
     )
     caption = element("figcaption", element("b", "Speed of a generation"), " ", "; ".join(told))
-    return join(legend if len(indices) > 1 else None, note(_SPEED), element("figure", caption, drawn))
+    return join(keys if len(indices) > 1 else None, note(_SPEED), element("figure", caption, drawn))
 
 
 def _charts(shown: Sequence[Environment], axis: Axis, labels: Sequence[str]) -> Markup:
     charts = [chart for one in shown if (chart := return_chart(one, axis)) is not None]
     if not charts:
         return element("p", "There are no returns to draw yet.")
-    figures = [_figure(f"rl-{axis}{index}", chart, labels) for index, chart in enumerate(charts)]
+    figures = [figure(f"rl-{axis}{index}", chart, labels) for index, chart in enumerate(charts)]
     return element("div", *figures, class_="charts")
-
-
-def _figure(prefix: str, chart: Chart, labels: Sequence[str]) -> Markup:
-    """A chart with its caption, and its ends in words for those who do not see it."""
-    caption = element("figcaption", element("b", chart.name), " ", chart.note)
-    lines = [(labels[one.group], one.mean.value) for one in chart.curves if one.mean is not None]
-    ends = "; ".join(f"{label} from {compact(value[0])} to {compact(value[-1])}" for label, value in lines[:20])
-    return element("figure", caption, svg(chart, prefix, f"{chart.name}: {chart.note} over {chart.across}: {ends}"))
 
 
 def _notes(found: Sequence[Environment]) -> Markup | None:

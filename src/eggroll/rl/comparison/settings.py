@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from eggroll.rl.comparison.trials import Trial, read_trial
-from eggroll.runs.report.groups import Group, differences, grouped, settings, shortened
+from eggroll.runs.report.groups import Group, grouped, labelled, shortened
 from eggroll.runs.report.history import Run
 
 JOBS = ("rl", "marl")
 BASELINES = ("ppo", "ippo")
-_MOST_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ def environments(runs: Sequence[Run]) -> tuple[tuple[Environment, ...], tuple[st
     for group in grouped(ours):
         environment, algorithm = (_name(group.runs[0].config.get(key)) for key in ("env", "algorithm"))
         found.setdefault(environment, {}).setdefault(algorithm, []).append(group)
-    labels = {name: _labels(algorithms) for name, algorithms in found.items()}
+    labels = {name: labelled(algorithms) for name, algorithms in found.items()}
     # Sorted, so that an algorithm keeps its colour whichever run is named first: eggroll, openes, ppo.
     every = sorted({label for named in labels.values() for label, _, _ in named})
     order = {label: index for index, label in enumerate(every)}
@@ -72,19 +71,3 @@ def environments(runs: Sequence[Run]) -> tuple[tuple[Environment, ...], tuple[st
 
 def _name(value: object) -> str:
     return shortened(value) if isinstance(value, str) and value else "unknown"
-
-
-def _labels(algorithms: dict[str, list[Group]]) -> list[tuple[str, str, Group]]:
-    """Label, algorithm and group of everything on one environment; the labels differ."""
-    found: dict[str, tuple[str, str, Group]] = {}
-    for algorithm, groups in algorithms.items():
-        differing, _ = differences([settings(group.runs[0].config) | {"seed": ""} for group in groups])
-        told = len(differing) <= _MOST_NAMED
-        for place, group in enumerate(groups):
-            named = [f"{name} {values[place]}" for name, values in differing.items()] if told else []
-            label = base = shortened(", ".join((algorithm, *named)))
-            repeat = 1
-            while label in found:
-                label = f"{base} ({(repeat := repeat + 1)})"
-            found[label] = label, algorithm, group
-    return list(found.values())

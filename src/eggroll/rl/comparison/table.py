@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from eggroll.rl.comparison.curves import improvement, mean_of, scale_of, times_of
+from eggroll.rl.comparison.curves import improvement, scale_of, times_of
 from eggroll.rl.comparison.settings import Environment, Setting
 from eggroll.runs.report.groups import mean_and_error
+from eggroll.runs.report.learning import mean_of
 from eggroll.runs.report.markup import Markup, element, join, note
 from eggroll.runs.report.tables import swatch, table
 from eggroll.runs.report.wording import compact, measured

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64
 
-from eggroll.runs.report.history import Run, json_lines, number
+from eggroll.runs.report.history import Run, number
+from eggroll.runs.report.learning import elapsed, read_metrics
 
 WARM_UP = 2
 """Lines of metrics whose seconds are no measurement: the first generations compile."""
@@ -47,8 +48,8 @@ class Trial:
 
 
 def read_trial(run: Run) -> Trial:
-    """The run's metrics, read once more: those in `Run` are thinned, so that sums over them would be blurred."""
-    metrics, not_finite = _metrics(run)
+    """What a run's metrics say."""
+    metrics, not_finite = read_metrics(run, _METRICS, "return")
     steps, seconds, value, error = (np.array([line[name] for line in metrics]) for name in _METRICS)
     summary = run.summary or {}
     start = number(summary.get("start_return"))
@@ -59,14 +60,14 @@ def read_trial(run: Run) -> Trial:
         not_finite += final is None
         if final is not None and len(value):
             value[-1] = final
-    elapsed = _elapsed(seconds)
+    spent = elapsed(seconds)
     times = _times(seconds, summary.get("generation_seconds"))
     known = ~np.isnan(value)
     at_start = [] if start is None else [0.0]
     return Trial(
         run,
         np.append(at_start, steps[known]),
-        np.append(at_start, elapsed[known]),
+        np.append(at_start, spent[known]),
         np.append([] if start is None else [start], value[known]),
         start,
         final,
@@ -75,33 +76,6 @@ def read_trial(run: Run) -> Trial:
         _rate(metrics, times),
         int(not_finite),
     )
-
-
-def _metrics(run: Run) -> tuple[list[dict[str, float]], int]:
-    """What is known of each generation, in their order, NaN for the rest; and how many returns were no number.
-
-    A run that was killed may have gone through a generation again: what is told last counts.
-    """
-    found: dict[int, dict[str, float]] = {}
-    not_finite: dict[int, bool] = {}
-    for line in json_lines(run.path / "metrics.jsonl", []):
-        generation = line.get("generation")
-        if type(generation) is not int or not 0 <= generation < 2**53:
-            continue
-        kept = found.setdefault(generation, {"generation": float(generation)} | dict.fromkeys(_METRICS, np.nan))
-        # Replaying a journal is no training: its seconds would pass for those of a generation.
-        told = {name: number(line.get(name)) for name in _METRICS if name != "seconds" or not line.get("replayed")}
-        kept |= {name: value for name, value in told.items() if value is not None}
-        if "return" in line:
-            not_finite[generation] = told["return"] is None
-    return [found[generation] for generation in sorted(found)], sum(not_finite.values())
-
-
-def _elapsed(seconds: Float64[np.ndarray, " lines"]) -> Float64[np.ndarray, " lines"]:
-    """Seconds since the start; a generation whose own are not known (it was replayed) counts as the median."""
-    if np.isnan(seconds).all():
-        return seconds
-    return np.cumsum(np.where(np.isnan(seconds), np.nanmedian(seconds), seconds))
 
 
 def _times(seconds: Float64[np.ndarray, " lines"], measured: object) -> Float64[np.ndarray, " generations"]:

@@ -30,7 +30,7 @@ class ReportConfig:
     out: Path = Path("report.html")
     """Page to write; replaced if it exists."""
     png: Path | None = None
-    """Picture of the curves to write beside it, and NAME-rl.png of reinforcement learning; none: no picture."""
+    """Picture of the curves to write beside it, and NAME-rl.png or NAME-finetune.png of such runs; none: none."""
 
     def __post_init__(self) -> None:
         if not self.runs:

@@ -16,6 +16,7 @@ ABSENT = "—"
 _NOT_SETTINGS = ("run_dir", "started", "started_at", "start_time", "created", "created_at", "date", "time", "timestamp")
 _DEEPEST = 8
 _LONGEST = 160
+_MOST_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -65,16 +66,20 @@ def differences(configs: Sequence[dict[str, str]]) -> tuple[dict[str, list[str]]
     return differing, {name: values[0] for name, values in rows.items() if name not in differing}
 
 
-def grouped(runs: Sequence[Run]) -> tuple[Group, ...]:
+def grouped(runs: Sequence[Run], ignored: Sequence[str] = ()) -> tuple[Group, ...]:
     """Runs by setting, in order of appearance.
+
+    Args:
+      ignored: settings that may differ in a group, beside the seed.
 
     A second run of one setting and one seed is a group of its own: counted as another seed, a repetition would make
     the standard error too small.
     """
     found: list[tuple[dict[str, str], dict[str | None, Run]]] = []
     for run in runs:
-        rest = settings(run.config)
-        seed = rest.pop("seed", None)
+        rest = {name: value for name, value in settings(run.config).items() if name not in ignored}
+        seed = settings(run.config).get("seed")
+        rest.pop("seed", None)
         home = next((seeds for key, seeds in found if key == rest and seed not in seeds), None)
         if home is None or seed is None:
             found.append((rest, {seed: run}))
@@ -85,6 +90,25 @@ def grouped(runs: Sequence[Run]) -> tuple[Group, ...]:
         Group(_letter(index), _label(index, differing, tuple(seeds.values())), tuple(seeds.values()))
         for index, (_, seeds) in enumerate(found)
     )
+
+
+def labelled(kinds: dict[str, list[Group]], ignored: Sequence[str] = ("seed",)) -> list[tuple[str, str, Group]]:
+    """Label, kind and group of all groups, which stand by their kind; the labels differ.
+
+    A label is the kind, and where there are several groups of it what sets this one apart.
+    """
+    found: dict[str, tuple[str, str, Group]] = {}
+    for kind, groups in kinds.items():
+        differing, _ = differences([settings(group.runs[0].config) | dict.fromkeys(ignored, "") for group in groups])
+        told = len(differing) <= _MOST_NAMED
+        for place, group in enumerate(groups):
+            named = [f"{name} {values[place]}" for name, values in differing.items()] if told else []
+            label = base = shortened(", ".join((kind, *named)))
+            repeat = 1
+            while label in found:
+                label = f"{base} ({(repeat := repeat + 1)})"
+            found[label] = label, kind, group
+    return list(found.values())
 
 
 def _label(index: int, differing: dict[str, list[str]], runs: tuple[Run, ...]) -> str:
