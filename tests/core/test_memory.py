@@ -8,7 +8,7 @@ import pytest
 
 from eggroll.core import EvolutionStrategy, FullRank, LowRank, memory
 
-PARAMS = {"w1": jnp.ones((8, 64)) / 8, "w2": jnp.ones((64, 2)) / 8}
+PARAMS = {"w1": jnp.ones((8, 64)) / 8, "w2": jnp.ones((64, 2)) / 64}  # where tanh is not flat, or rounding is all
 X = jnp.ones((4, 8))
 
 
@@ -87,4 +87,4 @@ def test_auto_is_resolved_inside_vmap_and_jit():
     traced = strategy("auto", population_size=32)
     alone, _ = jax.jit(lambda s: traced.step(s, score, X))(states[1])
     assert es.chunk_size == traced.chunk_size == 32
-    np.testing.assert_allclose(together.params["w1"][1], alone.params["w1"], rtol=1e-5)
+    np.testing.assert_allclose(together.params["w1"][1], alone.params["w1"], rtol=1e-5, atol=1e-6)
