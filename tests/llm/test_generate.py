@@ -10,14 +10,15 @@ import pytest
 
 from eggroll.core.population import per_group
 from eggroll.core.strategy import EvolutionStrategy
+from eggroll.llm import rwkv7
 from eggroll.llm.evolve import MATRICES, distribution_for
 from eggroll.llm.generate import Completions, Sampling, choose, everyone, generate, log_probabilities
-from eggroll.llm.rwkv7 import read
 from tests.llm.models import TINY, noisy
 
 PARAMS = jax.tree.map(jnp.asarray, noisy(TINY))
 GREEDY = Sampling(9, (0, 3))
 write = jax.jit(generate, static_argnames="how")
+read = jax.jit(rwkv7.read, static_argnames="all_logits")
 
 
 def filled(rows: list[list[int]], length: int) -> tuple[Any, Any]:
@@ -35,7 +36,8 @@ def test_greedy_is_reading_again_and_again() -> None:
     for number, row in enumerate(ROWS):
         text, written = list(row), []
         while len(written) < GREEDY.length and not (written and written[-1] in GREEDY.ends):
-            written.append(int(read(PARAMS, jnp.asarray([text + written]))[0][0].argmax()))
+            tokens, mask = filled([text + written], 16)
+            written.append(int(read(PARAMS, tokens, mask=mask)[0][0].argmax()))
         assert int(done.lengths[number]) == len(written)
         expected = written + [0] * (GREEDY.length - len(written))
         assert done.tokens[number].tolist() == expected
@@ -123,7 +125,7 @@ def test_a_draw_is_always_a_token_with_a_chance(spread: float) -> None:
 
 def test_log_probabilities_are_those_of_reading() -> None:
     tokens, mask = filled(ROWS, 7)
-    found = log_probabilities(PARAMS, tokens, mask)
+    found = jax.jit(log_probabilities)(PARAMS, tokens, mask)
     row = jnp.asarray([ROWS[2]])
     logits, _ = read(PARAMS, row[:, :-1], all_logits=True)
     expected = jax.nn.log_softmax(logits)[0, jnp.arange(5), row[0, 1:]]

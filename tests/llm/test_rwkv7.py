@@ -85,15 +85,24 @@ def test_chunks_of_the_recurrence_are_its_steps(time: int, seed: int) -> None:
     rate, log_w = jax.nn.sigmoid(4 * draw(keys[1])), -0.606531 * jax.nn.sigmoid(6 * draw(keys[2]))
     x = recurrence.Inputs(draw(keys[3]), log_w, draw(keys[4]), draw(keys[5]), -unit, unit * rate)
     state = jax.random.normal(keys[6], (2, 3, 8, 8))
-    both = jax.jit(recurrence.sequence)(state, x), jax.jit(recurrence.reference)(state, x)
+    both = jax.jit(recurrence.chunked)(state, x), jax.jit(recurrence.stepwise)(state, x)
     for ours, expected in zip(*both, strict=True):
         np.testing.assert_allclose(ours, expected, atol=2e-4, rtol=1e-4)
+
+
+def test_gradients_are_those_of_the_steps() -> None:
+    draw = lambda seed: 0.3 * jax.random.normal(jax.random.key(seed), (2, 19, 3, 8))
+    x = recurrence.Inputs(draw(0), -jnp.abs(draw(1)), *(draw(seed) for seed in range(2, 6)))
+    state = jax.random.normal(jax.random.key(6), (2, 3, 8, 8))
+    total = lambda how: lambda state, x: sum(jnp.sum(jnp.sin(leaf)) for leaf in how(state, x))
+    both = (jax.jit(jax.grad(total(how), (0, 1)))(state, x) for how in (recurrence.sequence, recurrence.stepwise))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-4), *both)
 
 
 def test_gradients_pass_masked_tokens() -> None:
     params, tokens = noisy(TINY), jnp.zeros((2, 9), int)
     mask = jnp.arange(9)[None] >= jnp.array([[0], [5]])
-    gradient = jax.grad(lambda p: read(p, tokens, mask=mask)[0].sum())(params)
+    gradient = jax.jit(jax.grad(lambda p: read(p, tokens, mask=mask)[0].sum()))(params)
     assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(gradient))
 
 
@@ -113,7 +122,8 @@ def test_a_member_reads_and_decodes_as_its_dense_matrices_do() -> None:
     )
     state = es.init(params)
     found = es.evaluate(state, fitness)[2].fitness
-    dense = [fitness(es.perturbed(state, member), None) for member in range(4)]
+    one = jax.jit(lambda params: fitness(params, None))
+    dense = [one(es.perturbed(state, member)) for member in range(4)]
     np.testing.assert_allclose(found, jnp.stack(dense), atol=1e-4)
 
 

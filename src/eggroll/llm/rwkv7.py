@@ -202,7 +202,7 @@ def _attention(
 
 
 def _recur(wkv: Array, x: Inputs) -> tuple[Array, Array]:
-    """One step of its own, many in chunks."""
+    """One step of its own, many by `sequence`."""
     if x.r.shape[1] > 1:
         return sequence(wkv, x)
     wkv, y = one_step(wkv, Inputs(*(leaf[:, 0] for leaf in x)))
