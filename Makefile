@@ -2,16 +2,23 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Workers share what the compiler made.
+PROGRAMS := JAX_COMPILATION_CACHE_DIR=$(abspath $(VENV))/programs JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.2 \
+  JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=0
 DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo test lint bench speed laws scaling kill fuzz journal coordinator fleet fleet-simulation rl test-rl clean
+.PHONY: demo test test-all lint bench speed laws scaling kill fuzz journal coordinator fleet fleet-simulation rl test-rl clean
 
 demo: $(VENV)/.core
 	$(BIN)/eggroll pretrain --preset demo --run-dir $(DEMO)
 	$(BIN)/eggroll sample $(DEMO) --prompt "def " --bytes 400
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -q -n auto --dist worksteal
+	$(PROGRAMS) $(BIN)/python -m pytest -q -n auto --dist worksteal -m "not heavy"
+
+# With further cases of tests that take long: other algorithms killed and gone on with.
+test-all: $(VENV)/.test
+	$(PROGRAMS) $(BIN)/python -m pytest -q -n auto --dist worksteal
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

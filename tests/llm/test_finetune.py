@@ -23,6 +23,7 @@ from eggroll.runs.environment import environment
 from eggroll.runs.folder import RunFolder
 from eggroll.runs.trees import as_arrays
 from tests import compiled
+from tests.heavy import heavy_but
 from tests.llm.models import noisy
 from tests.runs.killed import killed as as_killed
 from tests.runs.test_loop import metrics, without_times
@@ -78,7 +79,7 @@ def same(one, other):
     assert one.keys() == other.keys() and all(np.array_equal(one[path], other[path]) for path in one)
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", heavy_but(("eggroll", "grpo"), ALGORITHMS))
 def test_a_run_is_killed_and_goes_on_and_replays(name, monkeypatch, capsys):
     flags = (*ALGORITHMS[name], "--task=tests.llm.rewards:low", "--task-data=data.jsonl", "--task-options={}")
     assert main("--run-dir=whole", *flags) == 0

@@ -27,6 +27,7 @@ from eggroll.runs.journal import Journal
 from eggroll.runs.metrics import MetricsFile
 from eggroll.runs.trees import as_arrays
 from tests import compiled
+from tests.heavy import heavy_but
 from tests.rl import tiny
 from tests.runs.killed import killed as as_killed
 from tests.runs.test_loop import metrics, without_times
@@ -100,7 +101,7 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", heavy_but(("plain", "ppo", "own"), KINDS))
 def test_a_run_leaves_its_folder_and_goes_on_to_the_same_bits(kind, capsys, monkeypatch):
     flags, command = KINDS[kind], "marl" if kind in ("shared", "own") else "rl"
     assert main(*flags, "--run-dir=whole", command=command) == 0
@@ -203,7 +204,7 @@ def close(one, other):
             np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["normalised", "ppo"])
+@pytest.mark.parametrize("kind", heavy_but(("normalised",), ("normalised", "ppo")))
 def test_seeds_by_one_program_are_single_runs(kind, capsys, monkeypatch):
     flags = KINDS[kind]
     assert main(*flags, "--seeds=3", "--seed=5", "--run-dir=whole") == 0
