@@ -26,12 +26,14 @@ from eggroll.llm.generate import generate
 from eggroll.llm.job import prepared
 from eggroll.llm.population import arguments_of, sampling_of
 
-TASK = '{"numbers": [3, 3], "maximum": 9, "target_maximum": 99}'
-START = ["--algorithm=supervised", "--generations=70", "--prompts=64", "--learning-rate=0.003"]
+TASK = '{"numbers": [2, 3], "maximum": 9, "target_maximum": 99}'
+START = ["--algorithm=supervised", "--generations=100", "--prompts=64", "--learning-rate=0.003", "--target=0.1",
+         "--validate-every=2"]  # fmt: skip
 ALGORITHMS = {
-    "eggroll": ["--population-size=128", "--prompts=16", "--sigma=0.02", "--learning-rate=0.003"],
+    "eggroll": ["--population-size=128", "--prompts=16", "--sigma=0.02", "--learning-rate=0.003",
+                "--validate-every=20"],
     "grpo": ["--algorithm=grpo", "--samples=8", "--prompts=32", "--temperature=1", "--optimizer=radam",
-             "--learning-rate=0.0003"],
+             "--learning-rate=0.0003", "--validate-every=20"],
 }  # fmt: skip
 TURNS = 5
 
@@ -40,7 +42,8 @@ def train(home: Path, name: str, flags: list[str]) -> None:
     """One run, unless it is there."""
     if (home / name / "summary.json").exists():
         return
-    common = [f"--task-options={TASK}", "--validate-every=20", "--validation-prompts=512", f"--run-dir={home / name}"]
+    common = [f"--task-options={TASK}", "--prompt-tokens=9", "--tokens=9", "--validation-prompts=512"]
+    common += [f"--run-dir={home / name}"]
     subprocess.run([sys.executable, "-m", "eggroll", "finetune", *flags, *common], check=True)
 
 

@@ -155,28 +155,30 @@ def table(home: Path) -> str:
     """Markdown: one line for each environment."""
     lines = [
         "| environment | start | EGGROLL | OpenES | PPO or IPPO | gain in SE | generations (EGGROLL, OpenES) | "
-        "ms per generation EGGROLL | OpenES | OpenES / EGGROLL |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "ms per generation EGGROLL | OpenES | OpenES / EGGROLL | turn by turn |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     as_good = faster = count = improved = 0
     for env in (*environment_names(), *multi_agent_names()):
         rows = {name: row(home, env, name) for name in algorithms(env)}
         egg, dense = rows["eggroll"], rows["openes"]
         if not any(rows.values()):
-            lines.append(f"| {env} | not run {'| ' * 9}|")
+            lines.append(f"| {env} | not run {'| ' * 10}|")
             continue
         cells = [f"{each['end']:.4g} ± {each['error']:.2g}" if each else "–" for each in rows.values()]
         file = home / f"{env.replace('/', '-')}-timing.json"
         times = json.loads(file.read_text()) if file.exists() else None
-        timed = ["–", "–", "–"]
+        timed = ["–"] * 4
         if times:
             own, other = (sorted(times[name]) for name in ("eggroll", "openes"))
             timed = [f"{1e3 * statistics.median(v):.0f} ({1e3 * v[0]:.0f}–{1e3 * v[-1]:.0f})" for v in (own, other)]
+            ratios = sorted(b / a for a, b in zip(times["eggroll"], times["openes"], strict=True))
             timed.append(f"{statistics.median(other) / statistics.median(own):.2f}")
+            timed.append(f"{ratios[0]:.2f}–{ratios[-1]:.2f}")
         if env in environment_names() and egg and dense:
             count += 1
             as_good += egg["end"] >= dense["end"] - np.nan_to_num(max(egg["error"], dense["error"]))
-            faster += bool(times) and own[-1] < other[0]
+            faster += bool(times) and all(a < b for a, b in zip(times["eggroll"], times["openes"], strict=True))
             improved += egg["gain"] >= 2 * egg["gain_error"]
         gain = f"{egg['gain'] / egg['gain_error']:.1f}" if egg and egg["gain_error"] else "–"
         many = "–" if not egg or not dense else f"{egg['generations']:.0f}, {dense['generations']:.0f}"
@@ -184,7 +186,7 @@ def table(home: Path) -> str:
             f"| {env} | {egg['start'] if egg else float('nan'):.4g} | {' | '.join([*cells, gain, many, *timed])} |"
         )
     counts = (
-        f"{as_good} within one standard error of OpenES or better, {faster} faster in every turn than OpenES in any"
+        f"{as_good} within one standard error of OpenES or better, {faster} faster than OpenES in each of {TURNS} turns"
     )
     return "\n".join([*lines, "", f"Of {count} with one agent: {improved} improved by 2 SE, {counts}."])
 
