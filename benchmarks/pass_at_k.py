@@ -24,7 +24,7 @@ PRIMES = {7: 0.6, 11: 0.5, 13: 0.45, 17: 0.4, 19: 0.35, 23: 0.3}
 """Each with the chance that it is drawn as a factor."""
 ROWS = 20_000
 START = ["--algorithm=supervised", "--generations=60", "--prompts=64", "--learning-rate=0.003", "--validate-every=20"]
-SPACE = ["--population-size=128", "--prompts=16", "--samples=4", "--sigma=0.02", "--learning-rate=0.003",
+SPACE = ["--population-size=128", "--prompts=16", "--samples=4", "--sigma=0.05", "--learning-rate=0.01",
          "--validate-every=10", "--generations=100000"]  # fmt: skip
 
 
