@@ -101,7 +101,7 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", heavy_but(("plain", "ppo", "own"), KINDS))
+@pytest.mark.parametrize("kind", heavy_but(("plain", "ppo"), KINDS))
 def test_a_run_leaves_its_folder_and_goes_on_to_the_same_bits(kind, capsys, monkeypatch):
     flags, command = KINDS[kind], "marl" if kind in ("shared", "own") else "rl"
     assert main(*flags, "--run-dir=whole", command=command) == 0
