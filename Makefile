@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 # Workers share what the compiler made.
 PROGRAMS := JAX_COMPILATION_CACHE_DIR=$(abspath $(VENV))/programs JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.2 \
   JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=0
+PYTEST = $(PROGRAMS) $(BIN)/python -m pytest -q -n auto --dist worksteal
 DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
 .PHONY: demo test test-all lint bench speed laws scaling kill fuzz journal coordinator fleet fleet-simulation rl test-rl clean
@@ -14,11 +15,11 @@ demo: $(VENV)/.core
 	$(BIN)/eggroll sample $(DEMO) --prompt "def " --bytes 400
 
 test: $(VENV)/.test
-	$(PROGRAMS) $(BIN)/python -m pytest -q -n auto --dist worksteal -m "not heavy"
+	$(PYTEST) -m "not heavy"
 
 # With further cases of tests that take long: other algorithms killed and gone on with.
 test-all: $(VENV)/.test
-	$(PROGRAMS) $(BIN)/python -m pytest -q -n auto --dist worksteal
+	$(PYTEST)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -30,10 +30,9 @@ TASK = '{"numbers": [2, 3], "maximum": 9, "target_maximum": 99}'
 START = ["--algorithm=supervised", "--generations=100", "--prompts=64", "--learning-rate=0.003", "--target=0.1",
          "--validate-every=2"]  # fmt: skip
 ALGORITHMS = {
-    "eggroll": ["--population-size=128", "--prompts=16", "--sigma=0.02", "--learning-rate=0.003",
-                "--validate-every=20"],
+    "eggroll": ["--population-size=128", "--prompts=16", "--sigma=0.02", "--learning-rate=0.003"],
     "grpo": ["--algorithm=grpo", "--samples=8", "--prompts=32", "--temperature=1", "--optimizer=radam",
-             "--learning-rate=0.0003", "--validate-every=20"],
+             "--learning-rate=0.0003"],
 }  # fmt: skip
 TURNS = 5
 
@@ -52,7 +51,7 @@ def queue(home: Path, seconds: float, seeds: int) -> None:
     for seed in range(seeds):
         train(home, f"start-{seed}", [*START, f"--seed={seed}"])
         for name, flags in ALGORITHMS.items():
-            limits = ["--generations=100000", f"--max-seconds={seconds}", f"--seed={seed}"]
+            limits = ["--generations=100000", f"--max-seconds={seconds}", f"--seed={seed}", "--validate-every=20"]
             train(home, f"{name}-{seed}", [*flags, *limits, f"--model={home / f'start-{seed}'}"])
 
 

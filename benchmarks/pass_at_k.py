@@ -53,7 +53,7 @@ def train(home: Path, name: str, flags: list[str]) -> None:
         return
     common = ["--task=pass_at_k:divides", f"--task-data={home / 'divisors.jsonl'}", "--prompt-tokens=11", "--tokens=3"]
     common += ["--temperature=1", "--validation-samples=8", "--validation-prompts=256", f"--run-dir={home / name}"]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path[:1]])}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
     subprocess.run([sys.executable, "-m", "eggroll", "finetune", *flags, *common], check=True, env=environment)
 
 
@@ -68,18 +68,22 @@ def queue(home: Path, seconds: float, seeds: int) -> None:
             train(home, f"pass{k}-{seed}", [*SPACE, *own])
 
 
+def summaries(home: Path, k: int) -> list[dict]:
+    """Of the runs with this objective that are there, seed by seed."""
+    return [json.loads(path.read_text()) for path in sorted(home.glob(f"pass{k}-*/summary.json"))]
+
+
 def table(home: Path) -> str:
     """Of eight answers drawn to each held-out prompt: mean and standard error over seeds, and gains by seed."""
     lines = ["| objective | seeds | accuracy | distinct right | change of distinct right, by seed | generations |"]
     lines.append("|---|---|---|---|---|---|")
     told = lambda v: f"{np.mean(v):.3f} ± {np.std(v, ddof=1) / len(v) ** 0.5 if len(v) > 1 else float('nan'):.3f}"
-    starts = [json.loads(path.read_text()) for path in sorted(home.glob("pass1-*/summary.json"))]
+    starts = summaries(home, 1)
     if starts:
         before = [told([each[f"start_{name}"] for each in starts]) for name in ("accuracy", "distinct_right")]
         lines.append(f"| start | {len(starts)} | {before[0]} | {before[1]} | | |")
     for k in (1, 4):
-        found = [json.loads(path.read_text()) for path in sorted(home.glob(f"pass{k}-*/summary.json"))]
-        if found:
+        if found := summaries(home, k):
             after = [told([each[name] for each in found]) for name in ("accuracy", "distinct_right")]
             change = ", ".join(f"{each['distinct_right'] - each['start_distinct_right']:+.2f}" for each in found)
             generations = np.mean([each["generations"] for each in found])

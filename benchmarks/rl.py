@@ -178,7 +178,7 @@ def table(home: Path) -> str:
         if env in environment_names() and egg and dense:
             count += 1
             as_good += egg["end"] >= dense["end"] - np.nan_to_num(max(egg["error"], dense["error"]))
-            faster += bool(times) and all(a < b for a, b in zip(times["eggroll"], times["openes"], strict=True))
+            faster += bool(times) and ratios[0] > 1
             improved += egg["gain"] >= 2 * egg["gain_error"]
         gain = f"{egg['gain'] / egg['gain_error']:.1f}" if egg and egg["gain_error"] else "–"
         many = "–" if not egg or not dense else f"{egg['generations']:.0f}, {dense['generations']:.0f}"

@@ -19,7 +19,7 @@ from eggroll.bench.policy import policy_calls
 from eggroll.bench.timing import interleaved
 from eggroll.core import noise
 from eggroll.core.errors import UsageError
-from eggroll.integer.population import largest_divisor
+from eggroll.core.mesh import largest_divisor
 from eggroll.runs.environment import environment
 from eggroll.runs.folder import RunFolder
 

@@ -29,6 +29,11 @@ GRADIENT_BYTES = 8
 """An all-reduce sends and receives a float32 element about twice."""
 
 
+def largest_divisor(number: int, limit: int) -> int:
+    """The largest divisor of `number` that is at most `limit`; at least 1."""
+    return max(d for d in range(1, min(number, max(limit, 1)) + 1) if number % d == 0)
+
+
 def device_mesh(members: int | None = None, model: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh for `EvolutionStrategy`, the same on every process of a run.
 
@@ -74,7 +79,7 @@ def check_mesh(mesh: Mesh, pairs: int) -> None:
         )
     if pairs % mesh.shape[MEMBERS]:
         size = mesh.shape[MEMBERS]
-        works = max(d for d in range(1, size) if pairs % d == 0)
+        works = largest_divisor(pairs, size - 1)
         raise ValueError(
             f'expected population_size / 2 = {pairs} to divide over {size} devices on the axis "{MEMBERS}", got a '
             f"remainder of {pairs % size}; use {works} devices or population_size={2 * size * -(-pairs // size)}"

@@ -7,7 +7,13 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from eggroll.core import noise
 from eggroll.core.fitness import count_nan
+
+
+def seed_words(seed: int) -> Array:
+    """The seed of a `State`: (2,) int32, of a number in [0, 2⁶⁴)."""
+    return jnp.asarray(noise.seed_words(seed), jnp.int32)
 
 
 class State(NamedTuple):

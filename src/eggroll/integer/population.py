@@ -14,11 +14,6 @@ from eggroll.integer.model import Config, Parameters, forward
 from eggroll.integer.perturbation import Seed, chunk_factors
 
 
-def largest_divisor(number: int, limit: int) -> int:
-    """The largest divisor of `number` that is at most `limit`; at least 1."""
-    return max(d for d in range(1, min(number, max(limit, 1)) + 1) if number % d == 0)
-
-
 def evaluate(
     parameters: Parameters,
     state: Int8[Array, "layers 2 pairs width"],

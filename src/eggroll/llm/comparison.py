@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from eggroll.llm.config import TINY
+from eggroll.llm.config import learner_named
 from eggroll.runs.report.charts import Chart
 from eggroll.runs.report.command import Extra
 from eggroll.runs.report.groups import Group, grouped, labelled, mean_and_error, shortened
@@ -29,7 +29,7 @@ from eggroll.runs.report.wording import measured, size, whole
 
 MOST_TASKS = 16
 VALUES = {"accuracy": "held-out accuracy", "distinct_right": "distinct right answers to a prompt"}
-_START = ("model", "tokenizer", "seed")
+_START = ("model", "tokenizer")
 """What may differ between runs of one setting: each seed has a start of its own."""
 _HEAD = ("task", "algorithm", "seeds", "start", "end", "gain", "generations", "seconds", "peak memory")
 _TOLD = (
@@ -41,18 +41,18 @@ _TOLD = (
 
 @dataclass(frozen=True)
 class Setting:
-    """One algorithm with one setting on one task, and its runs."""
+    """One algorithm with one setting on one task, and its runs with what they told of each generation."""
 
     task: str
     label: str
     index: int
     runs: tuple[Run, ...]
+    metrics: tuple[list[dict[str, float]], ...]
 
     def learned(self, value: str) -> Learned | None:
         """Mean over seeds of a metric, along seconds; None where there is none."""
         curves = []
-        for run in self.runs:
-            lines, _ = read_metrics(run, ("seconds", value), value)
+        for run, lines in zip(self.runs, self.metrics, strict=True):
             seconds, values = (np.array([line[name] for line in lines]) for name in ("seconds", value))
             start = number((run.summary or {}).get(f"start_{value}"))
             at, values = np.append(0.0, elapsed(seconds)), np.append(np.nan if start is None else start, values)
@@ -99,17 +99,20 @@ def settings_of(runs: Sequence[Run]) -> tuple[tuple[Setting, ...], tuple[str, ..
     named = {task: labelled(algorithms, _START) for task, algorithms in found.items()}
     order = sorted({label for each in named.values() for label, _, _ in each})
     return tuple(
-        Setting(task, label, order.index(label), group.runs)
+        Setting(task, label, order.index(label), group.runs, tuple(map(_metrics, group.runs)))
         for task, each in named.items()
         for label, _, group in sorted(each, key=lambda one: one[0])
     ), tuple(order)
 
 
+def _metrics(run: Run) -> list[dict[str, float]]:
+    lines, _ = read_metrics(run, ("seconds", *VALUES), "accuracy")
+    return lines
+
+
 def _algorithm(config: dict[str, object]) -> str:
     told = config.get("algorithm")
-    if told == "auto":
-        return "supervised" if config.get("model") == TINY else "eggroll"
-    return shortened(told) if isinstance(told, str) and told else "unknown"
+    return shortened(learner_named(told, str(config.get("model")))) if isinstance(told, str) and told else "unknown"
 
 
 def _chart(task: str, value: str, settings: Sequence[Setting]) -> Chart | None:

@@ -135,9 +135,7 @@ class FinetuneConfig(EvolutionSettings):
     @property
     def learner(self) -> str:
         """What learns, never auto."""
-        if self.algorithm == "auto":
-            return "supervised" if self.model == TINY else "eggroll"
-        return self.algorithm
+        return learner_named(self.algorithm, self.model)
 
     @property
     def group(self) -> int:
@@ -152,3 +150,10 @@ class FinetuneConfig(EvolutionSettings):
     def as_json(self) -> dict[str, Any]:
         """For `config.json` and the journal."""
         return super().as_json() | {"job": "finetune"}
+
+
+def learner_named(algorithm: str, model: str) -> str:
+    """What learns under these settings, never auto."""
+    if algorithm == "auto":
+        return "supervised" if model == TINY else "eggroll"
+    return algorithm

@@ -16,13 +16,13 @@ import optax
 
 from eggroll.core.distribution import leaf_paths, matches
 from eggroll.core.population import generation_key
+from eggroll.core.state import seed_words
 from eggroll.llm.config import FinetuneConfig
 from eggroll.llm.evolve import patterns_of
 from eggroll.llm.generate import Completions, generate, log_probabilities
 from eggroll.llm.population import likelihood, optimizer_of, sampling_of
 from eggroll.llm.prompts import Batch, Prompts
 from eggroll.llm.score import rewards
-from eggroll.runs.evolution import seed_words
 from eggroll.runs.job import Evaluated, Learner, RunState
 from eggroll.runs.metrics import Metrics
 

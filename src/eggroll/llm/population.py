@@ -9,16 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from eggroll.core.mesh import device_mesh
 from eggroll.core.population import per_group
-from eggroll.core.state import State
+from eggroll.core.state import State, seed_words
 from eggroll.core.strategy import EvolutionStrategy
 from eggroll.llm.config import FinetuneConfig
 from eggroll.llm.evolve import distribution_for, patterns_of
 from eggroll.llm.generate import Completions, Sampling, generate, log_probabilities
 from eggroll.llm.prompts import Batch, Prompts
 from eggroll.llm.score import pass_at, rewards
-from eggroll.runs.evolution import devices_of, learning_rate_at, seed_words, sigma_at
+from eggroll.runs.evolution import learning_rate_at, mesh_of, sigma_at
 from eggroll.runs.job import Evaluated, Part, RangeWork, RunState
 from eggroll.runs.metrics import Metrics
 from eggroll.runs.training import info_metrics
@@ -59,7 +58,7 @@ def make_strategy(config: FinetuneConfig, params: Any) -> EvolutionStrategy:
         chunk_size=config.chunk_size,
         noise_reuse=config.noise_reuse,
         trainable=patterns_of(config.trainable, params),
-        mesh=device_mesh(devices_of(config)) if devices_of(config) > 1 else None,
+        mesh=mesh_of(config),
         update=config.update,
     )
 

@@ -8,9 +8,8 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from eggroll.core.errors import UsageError
-from eggroll.core.mesh import device_mesh, gathered, local_copy, place, spans_processes
+from eggroll.core.mesh import device_mesh, gathered, largest_divisor, local_copy, place, spans_processes
 from eggroll.integer.model import zero_state
-from eggroll.integer.population import largest_divisor
 from eggroll.pretrain.config import PretrainConfig
 from eggroll.runs.job import RunState
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from eggroll.core import noise
 from eggroll.core.errors import UsageError
+from eggroll.core.state import seed_words
 from eggroll.distributed.launch import check_fleet, fleet_for
 from eggroll.distributed.worker import Built
 from eggroll.integer.arithmetic import cpu_operand_dtype, use_cpu_operands
@@ -25,7 +26,7 @@ from eggroll.pretrain.corpus import Corpus, load_corpus
 from eggroll.pretrain.devices import gather, mesh_of, on_mesh, on_one, start_carry
 from eggroll.pretrain.entropy import reference_entropies
 from eggroll.pretrain.lanes import Lanes
-from eggroll.pretrain.population import chunk_pairs, make_evaluator, range_work, seed_of
+from eggroll.pretrain.population import chunk_pairs, make_evaluator, range_work
 from eggroll.pretrain.sample import sample_text
 from eggroll.pretrain.validation import make_validator
 from eggroll.runs.environment import peak_memory
@@ -219,7 +220,7 @@ def _updater(config: PretrainConfig) -> Updater:
 
     @jax.jit
     def step(parameters: Parameters, signs: jax.Array, level: jax.Array, generation: jax.Array) -> Any:
-        counters = {"seed": seed_of(config), "generation": generation}
+        counters = {"seed": seed_words(config.seed), "generation": generation}
         return update(parameters, signs, level, model, mesh=mesh, way=config.update, **counters)
 
     def updater(

@@ -16,9 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from eggroll.core import noise
+from eggroll.core.mesh import largest_divisor
+from eggroll.core.state import seed_words
 from eggroll.integer.model import Parameters, zero_state
-from eggroll.integer.population import evaluate, evaluate_on, largest_divisor
+from eggroll.integer.population import evaluate, evaluate_on
 from eggroll.integer.update import pair_signs
 from eggroll.pretrain.config import PretrainConfig
 from eggroll.pretrain.devices import carry_sharding, mesh_of, on_mesh
@@ -38,11 +39,6 @@ def chunk_pairs(config: PretrainConfig, pairs: int | None = None) -> int:
         return largest_divisor(pairs, config.chunk_size // 2)
     elements = CHUNK_ELEMENTS.get(jax.default_backend(), _ACCELERATOR_ELEMENTS)
     return largest_divisor(pairs, max(1, elements // (2 * config.width)))
-
-
-def seed_of(config: PretrainConfig) -> jax.Array:
-    """The two words of the seed."""
-    return jnp.asarray(noise.seed_words(config.seed), jnp.int32)
 
 
 def make_evaluator(config: PretrainConfig, lanes: Lanes) -> Evaluator:
@@ -97,7 +93,7 @@ def _range_step(config: PretrainConfig, pairs: int, mesh: Mesh | None = None) ->
     @functools.partial(jax.jit, donate_argnums=1, **layout)
     def step(parameters: Parameters, state: Any, batch: jax.Array, generation: Any, first_pair: Any) -> Any:
         likelihood, state = population(
-            parameters, state, batch, seed=seed_of(config), generation=generation, first_pair=first_pair
+            parameters, state, batch, seed=seed_words(config.seed), generation=generation, first_pair=first_pair
         )
         return pair_signs(likelihood), likelihood, state
 

@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eggroll.core.state import State
+from eggroll.core.state import State, seed_words
 from eggroll.core.strategy import EvolutionStrategy
 from eggroll.rl.config import SearchConfig
 from eggroll.rl.rollout import Statistics, Sums, merged, no_statistics
 from eggroll.rl.strategy import Aux, Setup
-from eggroll.runs.evolution import learning_rate_at, seed_words
+from eggroll.runs.evolution import learning_rate_at
 from eggroll.runs.job import Evaluated, Part, RangeWork, RunState
 from eggroll.runs.metrics import Metrics
 from eggroll.runs.training import info_metrics

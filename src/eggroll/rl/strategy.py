@@ -13,15 +13,15 @@ import optax
 
 from eggroll.core.distribution import Distribution, FullRank, LowRank, leaf_paths
 from eggroll.core.errors import UsageError
-from eggroll.core.mesh import device_mesh
 from eggroll.core.population import generation_key
+from eggroll.core.state import seed_words
 from eggroll.core.strategy import EvolutionStrategy
 from eggroll.rl.config import SearchConfig
 from eggroll.rl.environments.base import Environment
 from eggroll.rl.environments.registry import make
 from eggroll.rl.policy import Policy, make_policy, make_team_policy
 from eggroll.rl.rollout import Episode, Statistics, run_episodes
-from eggroll.runs.evolution import devices_of, learning_rate_at, seed_words, sigma_at
+from eggroll.runs.evolution import learning_rate_at, mesh_of, sigma_at
 
 PARAMETERS, EPISODES = 0x7061, 0x6570
 """Which of a run's random numbers: start parameters, and episodes of its evaluations."""
@@ -80,7 +80,6 @@ def make_strategy(config: SearchConfig, params: Any) -> EvolutionStrategy:
       params: any start parameters, for their shapes.
     """
     kinds: dict[str, Callable[..., Any]] = {"sgd": optax.sgd, "adam": optax.adam, "adamw": optax.adamw}
-    devices = devices_of(config, None if config.seeds == 1 else 1)  # seeds that share a program share one device
     return EvolutionStrategy(
         kinds[config.optimizer](lambda generation: learning_rate_at(config, generation)),
         population_size=config.population_size,
@@ -89,7 +88,7 @@ def make_strategy(config: SearchConfig, params: Any) -> EvolutionStrategy:
         shaping=config.shaping,
         group_size=2 if config.common_random_numbers == "pair" else None,
         chunk_size=config.chunk_size,
-        mesh=device_mesh(devices) if devices > 1 else None,
+        mesh=mesh_of(config, most=None if config.seeds == 1 else 1),  # seeds that share a program share one device
         update=config.update,
     )
 

@@ -6,14 +6,11 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
-from eggroll.core import noise
 from eggroll.core.errors import UsageError
 from eggroll.runs.settings import RunSettings, check_at_least
 
 if TYPE_CHECKING:
-    import jax
+    from jax.sharding import Mesh
 
 
 @dataclass(frozen=True)
@@ -84,13 +81,6 @@ def expect(right: bool, name: str, expected: str, got: object) -> None:
         raise UsageError(f"expected --{name.replace('_', '-')} {expected}, got {got}; change it")
 
 
-def seed_words(seed: int) -> jax.Array:
-    """(2,) int32."""
-    import jax.numpy as jnp
-
-    return jnp.asarray(np.array(noise.seed_words(seed), np.int32))
-
-
 def sigma_at(config: EvolutionSettings, generation: Any) -> Any:
     """The perturbation's size in a generation, () float32."""
     return config.sigma * _power(config.sigma_decay, generation)
@@ -108,18 +98,20 @@ def learning_rate_at(config: EvolutionSettings, generation: Any) -> Any:
     return rate
 
 
-def devices_of(config: EvolutionSettings, most: int | None = None) -> int:
-    """How many devices share the population.
+def mesh_of(config: EvolutionSettings, most: int | None = None) -> Mesh | None:
+    """The devices that share the population; none: one does everything.
 
     Args:
-      most: of the devices there are; none: all.
+      most: of the devices there are, where settings leave it open; none: all.
     """
     import jax
 
-    if config.devices != "auto":
-        return config.devices
-    pairs, count = config.population_size // 2, jax.device_count() if most is None else most
-    return max(n for n in range(1, count + 1) if pairs % n == 0)
+    from eggroll.core.mesh import device_mesh, largest_divisor
+
+    count = config.devices
+    if count == "auto":
+        count = largest_divisor(config.population_size // 2, jax.device_count() if most is None else most)
+    return device_mesh(count) if count > 1 else None
 
 
 def _power(factor: float, generation: Any) -> Any:

@@ -77,9 +77,9 @@ def grouped(runs: Sequence[Run], ignored: Sequence[str] = ()) -> tuple[Group, ..
     """
     found: list[tuple[dict[str, str], dict[str | None, Run]]] = []
     for run in runs:
-        rest = {name: value for name, value in settings(run.config).items() if name not in ignored}
-        seed = settings(run.config).get("seed")
-        rest.pop("seed", None)
+        rest = settings(run.config)
+        seed = rest.pop("seed", None)
+        rest = {name: value for name, value in rest.items() if name not in ignored}
         home = next((seeds for key, seeds in found if key == rest and seed not in seeds), None)
         if home is None or seed is None:
             found.append((rest, {seed: run}))
@@ -92,14 +92,18 @@ def grouped(runs: Sequence[Run], ignored: Sequence[str] = ()) -> tuple[Group, ..
     )
 
 
-def labelled(kinds: dict[str, list[Group]], ignored: Sequence[str] = ("seed",)) -> list[tuple[str, str, Group]]:
+def labelled(kinds: dict[str, list[Group]], ignored: Sequence[str] = ()) -> list[tuple[str, str, Group]]:
     """Label, kind and group of all groups, which stand by their kind; the labels differ.
 
     A label is the kind, and where there are several groups of it what sets this one apart.
+
+    Args:
+      ignored: as for `grouped`.
     """
     found: dict[str, tuple[str, str, Group]] = {}
     for kind, groups in kinds.items():
-        differing, _ = differences([settings(group.runs[0].config) | dict.fromkeys(ignored, "") for group in groups])
+        common = dict.fromkeys(("seed", *ignored), "")
+        differing, _ = differences([settings(group.runs[0].config) | common for group in groups])
         told = len(differing) <= _MOST_NAMED
         for place, group in enumerate(groups):
             named = [f"{name} {values[place]}" for name, values in differing.items()] if told else []
