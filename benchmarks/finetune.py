@@ -22,9 +22,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from eggroll.llm.config import FinetuneConfig
+from eggroll.llm.fitness import sampling_of
 from eggroll.llm.generate import generate
 from eggroll.llm.job import prepared
-from eggroll.llm.population import arguments_of, sampling_of
+from eggroll.llm.population import arguments_of
 
 TASK = '{"numbers": [2, 3], "maximum": 9, "target_maximum": 99}'
 START = ["--algorithm=supervised", "--generations=100", "--prompts=64", "--learning-rate=0.003", "--target=0.1",
@@ -78,13 +79,13 @@ def speed(model: str, population: int) -> None:
     own = made.population
     assert own is not None
     batch = own.prompts.of_generation(0)
-    arguments, state = arguments_of(own, batch), own.es.init(made.parameters, 0)
+    arguments, state = arguments_of(own, batch), own.es.init(made.job.learner.parameters, 0)
     how = sampling_of(config, own.prompts)
     tokens, mask = (jnp.asarray(np.tile(part[0], (population, 1))) for part in (batch.tokens, batch.mask))
     plain = jax.jit(lambda params: generate(params, tokens, mask, jax.random.key(0), how))
     calls = {
         "population": lambda: own.es.evaluate(state, own.fitness, *arguments, has_aux=True)[2].aux.lengths,
-        "plain": lambda: plain(made.parameters).lengths,
+        "plain": lambda: plain(made.job.learner.parameters).lengths,
     }
     rates: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(TURNS + 1):

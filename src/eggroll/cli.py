@@ -95,11 +95,24 @@ def finetune(arguments: Sequence[str]) -> int:
     from eggroll.llm.config import FinetuneConfig
     from eggroll.llm.job import finetune as run
 
-    recorded = _recorded("finetune", FinetuneConfig, arguments)
-    config = _parse(FinetuneConfig, "finetune", _ray_named(arguments), default=recorded or FinetuneConfig())
-    outcome = run(config, report=_say, started=started)
+    return _train_model("finetune", FinetuneConfig, run, arguments, started)
+
+
+def distill(arguments: Sequence[str]) -> int:
+    """train an int8 language model to match its float teacher"""
+    started = time.perf_counter()
+    from eggroll.llm.distill import distill as run
+    from eggroll.llm.distill_config import DistillConfig
+
+    return _train_model("distill", DistillConfig, run, arguments, started)
+
+
+def _train_model(command: str, kind: Any, run: Callable[..., Any], arguments: Sequence[str], started: float) -> int:
+    recorded = _recorded(command, kind, arguments)
+    default = {} if recorded is None else {"default": recorded}
+    outcome = run(_parse(kind, command, _ray_named(arguments), **default), report=_say, started=started)
     print(json.dumps(outcome.summary), flush=True)
-    return outcome.exit_status
+    return int(outcome.exit_status)
 
 
 def chat(arguments: Sequence[str]) -> int:
@@ -185,6 +198,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "rl": rl,
     "marl": marl,
     "finetune": finetune,
+    "distill": distill,
     "chat": chat,
     "worker": worker,
     "replay": replay,
@@ -199,6 +213,7 @@ LEARNERS = {
     "rl": "eggroll.rl.job",
     "marl": "eggroll.rl.job",
     "finetune": "eggroll.llm.job",
+    "distill": "eggroll.llm.distill",
 }
 """Job → module whose `learner_of` makes its learner of a journal's header, and `worker_job` the job for a worker."""
 
@@ -207,6 +222,7 @@ COMPARISONS = {
     "rl": "eggroll.rl.comparison",
     "marl": "eggroll.rl.comparison",
     "finetune": "eggroll.llm.comparison",
+    "distill": "eggroll.llm.distilled",
 }
 """Job → module whose `compared` makes of all runs of a report what it has to say of those of this job."""
 

@@ -12,8 +12,9 @@ from safetensors.torch import save_file
 
 from eggroll.core.distribution import leaf_paths
 from eggroll.core.errors import UsageError
-from eggroll.llm.checkpoint import converted, load, save
+from eggroll.llm.checkpoint import load, save
 from eggroll.llm.names import name_of, place_of
+from eggroll.llm.quantise import converted
 from eggroll.llm.rwkv7 import Sizes
 from tests.llm.models import SHAPES, TINY, as_pth, noisy
 

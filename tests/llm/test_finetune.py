@@ -16,6 +16,7 @@ from eggroll.llm.checkpoint import load, save
 from eggroll.llm.config import FinetuneConfig
 from eggroll.llm.job import prepared, worker_job
 from eggroll.llm.population import range_work
+from eggroll.llm.quantise import converted
 from eggroll.llm.rwkv7 import Sizes
 from eggroll.llm.score import pass_at
 from eggroll.runs import snapshots
@@ -147,11 +148,11 @@ def test_ranges_of_the_population_are_the_population():
 
 def test_groups_meet_prompts_of_their_own():
     _, made = prepared(cli._parse(FinetuneConfig, "finetune", [*SMALL, "--group-size=2", "--prompts=8"]))
-    first, second = made.prompts.of_generation(0), made.prompts.of_generation(1)
+    first, second = made.population.prompts.of_generation(0), made.population.prompts.of_generation(1)
     assert first.tokens.shape == (4, 8, 16)
     assert len({batch.tokens[g].tobytes() for batch in (first, second) for g in range(4)}) == 8
-    np.testing.assert_array_equal(first.tokens, made.prompts.of_generation(0).tokens)
-    tests = {example.prompt for example in made.prompts.validation.examples[0]}
+    np.testing.assert_array_equal(first.tokens, made.population.prompts.of_generation(0).tokens)
+    tests = {example.prompt for example in made.population.prompts.validation.examples[0]}
     assert not tests & {example.prompt for group in first.examples for example in group}
 
 
@@ -189,12 +190,13 @@ def test_bad_input_is_one_line_and_writes_nothing(flags, complaint, capsys):
     assert not Path("run").exists()
 
 
-def test_int8_weights_are_refused_where_steps_are_small(capsys):
-    from eggroll.llm.checkpoint import converted
-
+def test_int8_weights_go_on_as_floats(capsys):
     save(converted(load("model.safetensors"), "int8"), "int8.safetensors")
-    assert main("--model=int8.safetensors") == 2
-    assert "expected float weights in int8.safetensors, got int8" in capsys.readouterr().err
+    assert main("--model=int8.safetensors", "--run-dir=wide", "--generations=1") == 0
+    start, end = as_arrays(converted(load("int8.safetensors"), "float32")), as_arrays(load("wide/model.safetensors"))
+    assert start.keys() == end.keys() and end["blocks/ffn/key/weight"].dtype == np.float32
+    np.testing.assert_allclose(end["blocks/ffn/key/weight"], start["blocks/ffn/key/weight"], atol=0.05)
+    same({"emb": start["emb/weight"]}, {"emb": end["emb/weight"]})
 
 
 def test_bfloat16_weights_move():

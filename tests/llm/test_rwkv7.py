@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from eggroll.core.strategy import EvolutionStrategy
 from eggroll.llm import recurrence
-from eggroll.llm.checkpoint import converted, dequantised, is_int8
 from eggroll.llm.evolve import MATRICES, distribution_for
+from eggroll.llm.quantise import converted, dequantised, is_int8
 from eggroll.llm.rwkv7 import PUBLISHED, Sizes, random_params, sizes_of
 from eggroll.llm.rwkv7 import read as plain_read
 from eggroll.llm.rwkv7 import read_one as plain_read_one

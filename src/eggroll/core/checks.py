@@ -67,6 +67,20 @@ def check_rounding(plan: Plan, params: Any, sigma: float) -> None:
             )
 
 
+def check_updatable(plan: Plan) -> None:
+    """Refuse leaves that no optimiser of optax moves.
+
+    Raises:
+      ValueError: a leaf is a lattice.
+    """
+    for leaf in plan:
+        if not leaf.frozen and jnp.issubdtype(leaf.dtype, jnp.integer):
+            raise ValueError(
+                f"expected float leaves to update, got the lattice leaf {leaf.path!r} of {leaf.dtype}; evaluate and "
+                "weigh its members, and update it yourself, as eggroll distill does"
+            )
+
+
 def even(name: str, value: int) -> int:
     """Refuse a number of members that is not even and at least 2."""
     if value < 2 or value % 2 or int(value) != value:

@@ -39,6 +39,8 @@ class LeafPlan:
       law: the name of the noise law.
       frozen: neither perturbed nor updated.
       may_materialise: members may form the dense matrix of this leaf.
+
+    A leaf of integers that is not frozen is a lattice: its factors are the law's own integers, in its dtype.
     """
 
     path: str
@@ -50,6 +52,11 @@ class LeafPlan:
     law: str = "popcount"
     frozen: bool = False
     may_materialise: bool = False
+
+    @property
+    def factor_unit(self) -> float:
+        """What one unit of a drawn factor is in standard deviations."""
+        return 1.0 if jnp.issubdtype(self.dtype, jnp.floating) else noise.law(self.law).scale
 
     def factor_shape(self, side: str) -> tuple[int, ...]:
         """Shape of A (side "r") or B (side "c") for one pair."""
@@ -74,6 +81,8 @@ class LowRank:
       split: leaf pattern → of the axes after the stacked ones, how many are rows (the others are columns); 0
         gives the leaf elementwise noise.
       laws: leaf pattern → law of that leaf's noise, in place of `law`.
+      lattice: patterns of int8 leaves that members perturb all the same, σ in steps of one; see `EvolutionStrategy.
+        evaluate`. How they are updated is the caller's: `init` and `step` refuse them.
 
     Patterns are those of `fnmatch`, on paths such as "decoder/0/kernel"; the first that matches counts.
     """
@@ -83,6 +92,7 @@ class LowRank:
     stacked: Mapping[str, int] = field(default_factory=dict)
     split: Mapping[str, int] = field(default_factory=dict)
     laws: Mapping[str, str] = field(default_factory=dict)
+    lattice: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -96,7 +106,8 @@ class LowRank:
 
     def patterns(self) -> dict[str, Sequence[str]]:
         """The leaf patterns of each setting, to be checked against the leaves."""
-        return {"stacked": tuple(self.stacked), "split": tuple(self.split), "laws": tuple(self.laws)}
+        named = {"stacked": self.stacked, "split": self.split, "laws": self.laws, "lattice": self.lattice}
+        return {name: tuple(patterns) for name, patterns in named.items()}
 
     def roles(self, path: str, shape: tuple[int, ...]) -> str:
         """The role of each axis of a leaf, or "" for elementwise noise.
@@ -254,13 +265,19 @@ def _plan_leaf(
     shape, dtype = tuple(np.shape(leaf)), _dtype(path, leaf)
     if frozen:
         return LeafPlan(path, identity, shape, dtype, frozen=True)
-    if not jnp.issubdtype(dtype, jnp.floating):
+    in_lattice = matches(getattr(distribution, "lattice", ()), path)
+    if not jnp.issubdtype(dtype, jnp.floating) and not in_lattice:
         raise ValueError(
             f'expected float leaves, got {dtype} in leaf {path!r}; name it in frozen=("{path}",) or take it out'
         )
     roles = distribution.roles(path, shape)
     rank = distribution.rank if roles else 0
     law = _lookup(distribution.laws, path) or distribution.law
+    if in_lattice and (dtype != jnp.int8 or not rank or law == "normal"):
+        raise ValueError(
+            f"expected an int8 matrix and a law of integers for the lattice leaf {path!r}, got {dtype}{list(shape)} "
+            f"and the law {law!r}; take it out of lattice, lower the rank, or choose popcount"
+        )
     return LeafPlan(path, identity, shape, dtype, roles, rank, law, False, may_materialise)
 
 

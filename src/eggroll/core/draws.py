@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 from optax import MaskedNode
 
 from eggroll.core import dispatch, kernels, noise
@@ -27,7 +27,7 @@ Words = tuple[Array, Array]
 class Factors(NamedTuple):
     """Noise of a low-rank leaf for each of several pairs; unit variance, in the dtype of the leaf."""
 
-    a: Array  # (pairs, stack…, rows…, rank)
+    a: Array  # (pairs, stack…, rows…, rank), in units of `LeafPlan.factor_unit`
     b: Array  # (pairs, stack…, columns…, rank)
 
 
@@ -79,8 +79,8 @@ def draw_elements(
     key: Words,
     first: int | Int[Array, ""] = 0,
     within: tuple[int, ...] | None = None,
-) -> Float[Array, "pairs *shape"]:
-    """Draw some or all of one factor of a leaf, in the dtype of the leaf.
+) -> Num[Array, "pairs *shape"]:
+    """Draw some or all of one factor of a leaf, in the dtype of the leaf and units of `leaf.factor_unit`.
 
     Args:
       leaf: from a plan.
@@ -91,7 +91,10 @@ def draw_elements(
     """
     element = first + _element_numbers(shape, shape if within is None else within)[None, :]
     bits = noise.element_bits((key[0][:, None], key[1][:, None]), element)
-    values = noise.to_float(jnp, noise.law(leaf.law), bits, erf_inv=jax.scipy.special.erfinv)
+    if jnp.issubdtype(leaf.dtype, jnp.integer):
+        values = noise.law(leaf.law).integer(jnp, bits)
+    else:
+        values = noise.to_float(jnp, noise.law(leaf.law), bits, erf_inv=jax.scipy.special.erfinv)
     return values.reshape(key[0].shape[0], *shape).astype(leaf.dtype)
 
 
@@ -186,7 +189,7 @@ def perturb(plan: Plan, params: Any, drawn: Sequence[LeafNoise], scale: Float[Ar
             return mean
         if not isinstance(own, Factors):
             return (mean + scale * own.astype(jnp.float32)).astype(leaf.dtype)
-        scaled = scale / math.sqrt(leaf.rank)
+        scaled = scale * (leaf.factor_unit**2 / math.sqrt(leaf.rank))
         return LowRankArray(mean, own.a, own.b, scaled, leaf.roles, leaf.path, leaf.may_materialise)
 
     leaves, tree = jax.tree.flatten(params)

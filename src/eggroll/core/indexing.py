@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from eggroll.core.value import LowRankArray, axes_of, fold_scale, is_low_rank, rebuild, settle
+from eggroll.core.value import LowRankArray, as_float, axes_of, fold_scale, is_low_rank, rebuild, settle
 
 
 def static_slice(w: LowRankArray, *, start_indices: Any, limit_indices: Any, strides: Any) -> Any:
@@ -78,8 +78,9 @@ def gather(
         return settle(replace(w, base=base, a=a, b=b, roles=roles))
     number = {name: k for k, name in enumerate([*names, "rank"])}
     labels = [[number[name] for name in own] for own in (a_names, b_names, names)]
+    a, b = (factor.astype(as_float(factor.dtype)) for factor in (a, b))
     delta = jnp.einsum(a, labels[0], b, labels[1], labels[2], preferred_element_type=jnp.float32)
-    return (base + w.scale * delta).astype(base.dtype)
+    return (base + w.scale * delta).astype(as_float(base.dtype))
 
 
 def _order(x: jax.Array, names: list[Any], wanted: list[Any]) -> jax.Array:

@@ -17,6 +17,7 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 
 from eggroll.core import dispatch, kernels
+from eggroll.core.value import as_float
 
 UNROLLED_RANK = 8
 
@@ -38,7 +39,7 @@ class _Layout:
 
     def low(self, x: jax.Array, near: jax.Array, scale: jax.Array) -> jax.Array:
         """`scale · x · near`, (…, rows, rank) float32."""
-        return self.einsum("...ik,...kr->...ir", x, near) * scale[..., None]
+        return self.einsum("...ik,...kr->...ir", x.astype(as_float(x.dtype)), near) * scale[..., None]
 
     def sliver(self, x: jax.Array, near: jax.Array, far: jax.Array, scale: jax.Array) -> jax.Array:
         """`scale · (x · near) · farᵀ`, with any common leading axes, accumulated in float32.
@@ -60,7 +61,7 @@ def _plain_sum(
 ) -> jax.Array:
     """The sum for one member; or for many, whose `x` may be common to them: its product is then computed once."""
     shared, sliver = layout.shared(x, base), layout.sliver(x, near, far, scale)
-    return (jnp.broadcast_to(shared, sliver.shape) + sliver).astype(shared.dtype)
+    return (jnp.broadcast_to(shared, sliver.shape) + sliver).astype(as_float(shared.dtype))
 
 
 def _members_product(
@@ -120,7 +121,7 @@ def _matmul(layout: _Layout) -> Callable[..., jax.Array]:
             merged = product(x.reshape(-1, x.shape[-1]), base, near, far, scale.reshape(-1))
             return merged.reshape(size, x.shape[1], -1), True
         shared, unit = layout.shared(x, base), layout.sliver(x, near, far, jnp.ones(x.shape[0], jnp.float32))
-        return (shared[None] + scale[:, :, None] * unit[None]).astype(shared.dtype), True
+        return (shared[None] + scale[:, :, None] * unit[None]).astype(as_float(shared.dtype)), True
 
     return product
 
@@ -140,7 +141,8 @@ def perturbed_matmul(
 
     Args:
       x: (rows, k).
-      base: (k, n), or (n, k) where `transposed`.
+      base: (k, n), or (n, k) where `transposed`. Of integers, with an integer `x`, its product is one of integers,
+        and the result float32.
       near: (k, rank), the factor on the contracted side.
       far: (n, rank).
       scale: float32 scalar.
@@ -151,4 +153,5 @@ def perturbed_matmul(
     Source: arXiv 2511.16652, section 4.
     """
     layout = _Layout(transposed, precision, preferred_element_type)
+    near, far = (side.astype(as_float(side.dtype)) for side in (near, far))
     return _matmul(layout)(x, base, near, far, jnp.broadcast_to(scale, x.shape[:1]))

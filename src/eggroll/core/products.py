@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from eggroll.core.matmul import perturbed_matmul
-from eggroll.core.value import LowRankArray, axes_of, is_low_rank
+from eggroll.core.value import LowRankArray, as_float, axes_of, is_low_rank
 
 
 def _dot_labels(ranks: tuple[int, int], dimension_numbers: Any) -> tuple[list[int], list[int], list[int]]:
@@ -102,19 +102,20 @@ def _einsum_dot(
     """Any other product: contract with one factor, then with the other; never with their product."""
     rank = max(w_labels + d_labels) + 1
     labels = {side: [w_labels[k] for k in axes_of(w.roles, side)] for side in "rc"}
-    factors = {"r": w.a, "c": w.b}
+    factors = {side: factor.astype(as_float(factor.dtype)) for side, factor in (("r", w.a), ("c", w.b))}
+    d = d.astype(as_float(d.dtype))
     middle = [k for k in dict.fromkeys([*d_labels, *labels[near]]) if k in labels[far] or k in out] + [rank]
     einsum = functools.partial(jnp.einsum, precision=precision, preferred_element_type=jnp.float32)
     low = einsum(d, d_labels, factors[near], [*labels[near], rank], middle)
     delta = einsum((low * w.scale).astype(factors[far].dtype), middle, factors[far], [*labels[far], rank], out)
-    return (base_out + delta).astype(base_out.dtype)
+    return (base_out + delta).astype(as_float(base_out.dtype))
 
 
 def convolve(
     x: Any, w: Any, *, dimension_numbers: Any, feature_group_count: int, batch_group_count: int, **rest: Any
 ) -> Any:
     """Convolve with the low-rank kernel of which one side is the output features alone, or the input features."""
-    if is_low_rank(x) or batch_group_count != 1 or "s" in w.roles:
+    if is_low_rank(x) or batch_group_count != 1 or "s" in w.roles or not jnp.issubdtype(w.base.dtype, jnp.floating):
         return None
     rest.pop("out_sharding", None)
     groups = feature_group_count

@@ -17,7 +17,14 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from eggroll.core import memory, noise
-from eggroll.core.checks import KnownTrees, check_rounding, choose_distribution, chunk_pairs_of, even
+from eggroll.core.checks import (
+    KnownTrees,
+    check_rounding,
+    check_updatable,
+    choose_distribution,
+    chunk_pairs_of,
+    even,
+)
 from eggroll.core.distribution import (
     Distribution,
     Plan,
@@ -155,9 +162,11 @@ class EvolutionStrategy:
           params: any pytree of float arrays; others are to be named in `frozen`.
           seed: in [0, 2⁶⁴).
         Raises:
-          ValueError: as `distribution.make_plan` and `checks.check_rounding` say.
+          ValueError: as `distribution.make_plan`, `checks.check_updatable` and `checks.check_rounding` say.
         """
-        check_rounding(self.plan(params), params, self._first_sigma)
+        plan = self.plan(params)
+        check_updatable(plan)
+        check_rounding(plan, params, self._first_sigma)
         words = np.array(noise.seed_words(seed), np.int32)
         start = functools.partial(self._start, layout=None)
         params, layout = self._placement.start(params, lambda: jax.eval_shape(start, params, words))

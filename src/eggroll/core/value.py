@@ -29,7 +29,7 @@ class LowRankArray:
     """The value `base + scale · Σ_k a[…, k] · b[…, k]`.
 
     Attributes:
-      base: the shared array, any float dtype.
+      base: the shared array, any float dtype, or int8 with factors of int8.
       a: the "s" and "r" axes of `base`, in its order, then the rank axis.
       b: the "s" and "c" axes of `base`, in its order, then the rank axis.
       scale: float scalar; sign · σ / √rank.
@@ -47,18 +47,23 @@ class LowRankArray:
     may_materialise: bool = False
 
     def dense(self) -> jax.Array:
-        """The array written out, in the dtype of `base`."""
+        """The array written out, in the dtype of `base`, or float32 where that is an integer."""
         every = list(range(len(self.roles)))
         rank = len(every)
         delta = jnp.einsum(
-            self.a,
+            self.a.astype(as_float(self.a.dtype)),
             [*axes_of(self.roles, "r"), rank],
-            self.b,
+            self.b.astype(as_float(self.b.dtype)),
             [*axes_of(self.roles, "c"), rank],
             every,
             preferred_element_type=jnp.float32,
         )
-        return (self.base + self.scale * delta).astype(self.base.dtype)
+        return (self.base + self.scale * delta).astype(as_float(self.base.dtype))
+
+
+def as_float(dtype: Any) -> Any:
+    """The dtype of a member's values: of integers that noise has moved, float32."""
+    return dtype if jnp.issubdtype(dtype, jnp.floating) else jnp.dtype(jnp.float32)
 
 
 def is_low_rank(value: Any) -> bool:

@@ -11,9 +11,9 @@ import numpy as np
 import tyro
 
 from eggroll.core.errors import UsageError
-from eggroll.llm.checkpoint import converted
 from eggroll.llm.config import FinetuneConfig
 from eggroll.llm.generate import Sampling, generate
+from eggroll.llm.quantise import converted
 from eggroll.llm.source import find_model
 from eggroll.llm.tokenizers import Tokenizer
 

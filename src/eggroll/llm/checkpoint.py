@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pickle
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -17,13 +16,12 @@ from safetensors.numpy import save_file
 from eggroll.core.distribution import leaf_paths
 from eggroll.core.errors import UsageError
 from eggroll.llm.names import name_of, place_of
+from eggroll.llm.quantise import DTYPES
 from eggroll.llm.rwkv7 import Params, random_params, sizes_of
 from eggroll.runs.trees import nested
 
-DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16), "int8": np.dtype(np.int8)}
 _IGNORED = {f"blocks/att/{name}" for name in ("v0", "v1", "v2")}
 """In layer 0 these do nothing, and many files leave them out there."""
-_FOLDED = ("int8", "scale")
 
 
 def load(path: str | Path) -> Params:
@@ -176,56 +174,3 @@ def save(params: Params, path: str | Path) -> None:
     part = place.with_name(f".{place.name}.part")
     save_file(tensors, part, metadata={"format": "pt", "model": "RWKV-7"})
     part.replace(place)
-
-
-def converted(params: Params, dtype: str) -> Params:
-    """The same model in "float32", "bfloat16", or "int8": matrices by `quantised`, the rest in float32."""
-    if dtype == "int8":
-        return quantised(converted(params, "float32"))
-    kind = DTYPES[dtype]
-    return _over_weights(params, lambda leaf: np.asarray(leaf, kind), lambda held: np.asarray(dequantised(held), kind))
-
-
-def quantised(params: Params) -> Params:
-    """Matrices of the linear layers, embedding and head as int8 with a scale for each output channel (a row), absmax
-    over 127; what is quantised stays. Vectors and low-rank parts stay as they are."""
-
-    def matrix(leaf: Any) -> Any:
-        wide = np.asarray(leaf, np.float32)
-        scale = np.maximum(np.abs(wide).max(-1), np.float32(1e-30)) / np.float32(127)
-        return {"int8": np.rint(wide / scale[..., None]).astype(np.int8), "scale": scale}
-
-    return _over_weights(params, lambda leaf: leaf, lambda held: held, matrix)
-
-
-def dequantised(held: Mapping[str, Any]) -> np.ndarray:
-    """float32 of an int8 weight."""
-    wide: np.ndarray = np.asarray(held["int8"], np.float32) * np.asarray(held["scale"], np.float32)[..., None]
-    return wide
-
-
-def is_int8(node: Any) -> bool:
-    """Whether it is an int8 weight with its scales."""
-    return isinstance(node, dict) and set(node) == set(_FOLDED)
-
-
-def _over_weights(
-    params: Params,
-    leaf: Callable[[Any], Any],
-    folded: Callable[[Any], Any],
-    matrix: Callable[[Any], Any] | None = None,
-) -> Params:
-    """Each leaf, int8 weight, and (where it is told apart) matrix of a linear layer changed."""
-
-    def walk(node: Any) -> Any:
-        if is_int8(node):
-            return folded(node)
-        if not isinstance(node, dict):
-            return leaf(node)
-        if matrix is not None and set(node) == {"weight"} and not isinstance(node["weight"], dict):
-            # a linear layer, the embedding or the head; norms have a bias too
-            return {"weight": matrix(node["weight"])}
-        return {key: walk(value) for key, value in node.items()}
-
-    result: Params = walk(params)
-    return result

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,24 +89,36 @@ def compared(runs: Sequence[Run]) -> Extra:
     return Extra("finetune", sections, functools.partial(small_multiples, charts, labels) if charts else None)
 
 
-def settings_of(runs: Sequence[Run]) -> tuple[tuple[Setting, ...], tuple[str, ...]]:
-    """The runs by task and setting, and the labels of all settings, which choose colours."""
+def settings_of(
+    runs: Sequence[Run],
+    values: Sequence[str] = tuple(VALUES),
+    start: Sequence[str] = _START,
+    kind: Callable[[dict[str, object]], str] | None = None,
+) -> tuple[tuple[Setting, ...], tuple[str, ...]]:
+    """The runs by task and setting, and the labels of all settings, which choose colours.
+
+    Args:
+      values: metrics of a validation, the main one first.
+      start: settings that may differ between the seeds of one setting.
+      kind: of a run, by its settings; none: the algorithm.
+    """
     found: dict[str, dict[str, list[Group]]] = {}
-    for group in grouped(runs, _START):
+    kind = kind or _algorithm
+    for group in grouped(runs, start):
         config = group.runs[0].config
         task = " ".join(str(config.get(name, "")) for name in ("task", "task_options") if config.get(name) != "{}")
-        found.setdefault(shortened(task), {}).setdefault(_algorithm(config), []).append(group)
-    named = {task: labelled(algorithms, _START) for task, algorithms in found.items()}
+        found.setdefault(shortened(task), {}).setdefault(kind(config), []).append(group)
+    named = {task: labelled(algorithms, start) for task, algorithms in found.items()}
     order = sorted({label for each in named.values() for label, _, _ in each})
     return tuple(
-        Setting(task, label, order.index(label), group.runs, tuple(map(_metrics, group.runs)))
+        Setting(task, label, order.index(label), group.runs, tuple(_metrics(run, values) for run in group.runs))
         for task, each in named.items()
         for label, _, group in sorted(each, key=lambda one: one[0])
     ), tuple(order)
 
 
-def _metrics(run: Run) -> list[dict[str, float]]:
-    lines, _ = read_metrics(run, ("seconds", *VALUES), "accuracy")
+def _metrics(run: Run, values: Sequence[str]) -> list[dict[str, float]]:
+    lines, _ = read_metrics(run, ("seconds", *values), values[0])
     return lines
 
 

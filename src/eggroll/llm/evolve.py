@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,8 +33,19 @@ def distribution_for(params: Any, rank: int = 1, law: str = "popcount", *, dense
       law: of the noise.
       dense: full-rank noise, as OpenES has it, in place of all that.
     """
-    if dense:
-        return FullRank()
+    return FullRank() if dense else _low_rank(params, rank, law)
+
+
+def lattice_for(params: Any, rank: int = 1) -> LowRank:
+    """Low-rank noise of integers for the int8 weights of a tree whose blocks are stacked.
+
+    Raises:
+      ValueError: there are none.
+    """
+    return dataclasses.replace(_low_rank(params, rank, "popcount"), lattice=("*/int8",))
+
+
+def _low_rank(params: Any, rank: int, law: str) -> LowRank:
     stacked, split = {}, {}
     for path, leaf in zip(leaf_paths(params), jax.tree.leaves(params), strict=True):
         layers = int(path.startswith("blocks/"))

@@ -19,8 +19,8 @@ from eggroll.core.population import generation_key
 from eggroll.core.state import seed_words
 from eggroll.llm.config import FinetuneConfig
 from eggroll.llm.evolve import patterns_of
+from eggroll.llm.fitness import likelihood, optimizer_of, sampling_of
 from eggroll.llm.generate import Completions, generate, log_probabilities
-from eggroll.llm.population import likelihood, optimizer_of, sampling_of
 from eggroll.llm.prompts import Batch, Prompts
 from eggroll.llm.score import rewards
 from eggroll.runs.job import Evaluated, Learner, RunState

@@ -1,35 +1,52 @@
-"""The population of a fine-tuning run: members complete prompts, or tell how likely the right completions are."""
+"""A population that reads prompts: evaluated whole or in ranges of pairs, whatever its members are judged by."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from eggroll.core.population import per_group
 from eggroll.core.state import State, seed_words
 from eggroll.core.strategy import EvolutionStrategy
-from eggroll.llm.config import FinetuneConfig
-from eggroll.llm.evolve import distribution_for, patterns_of
-from eggroll.llm.generate import Completions, Sampling, generate, log_probabilities
+from eggroll.llm.config import TaskSettings
 from eggroll.llm.prompts import Batch, Prompts
-from eggroll.llm.score import pass_at, rewards
-from eggroll.runs.evolution import learning_rate_at, mesh_of, sigma_at
 from eggroll.runs.job import Evaluated, Part, RangeWork, RunState
 from eggroll.runs.metrics import Metrics
 from eggroll.runs.training import info_metrics
 
 Fitness = Callable[..., Any]
+_LEAST_ROWS = 512
+"""Completions that a CPU writes at once, at least: fewer, though their states stay in its cache, take up to 1.5 times
+as long for a model of a million weights."""
+
+
+class Judge(NamedTuple):
+    """How the members of a job are judged.
+
+    Attributes:
+      arguments: batch → what fitness gets after key, tokens and mask, each part with a leading axis of groups.
+      worth: (aux of members, batch, first of them) → (members, prompts) float32, and a tally that adds up over members.
+      metrics: (sum of tallies, generation) → the job's own metrics.
+      model: a run's parameters → the tree that members perturb.
+      weights: what is kept of the pairs' weights.
+    """
+
+    arguments: Callable[[Batch], tuple[Any, ...]]
+    worth: Callable[[Any, Batch, int], tuple[np.ndarray, np.ndarray]]
+    metrics: Callable[[np.ndarray, Any], Metrics]
+    model: Callable[[Any], Any] = lambda parameters: parameters
+    weights: Callable[[np.ndarray], np.ndarray] = np.asarray
 
 
 class Population(NamedTuple):
     """What evaluates the members of a run.
 
     Attributes:
-      es: the strategy, with a chunk size.
+      es: the strategy.
       fitness: of one member; what it is worth comes last, as `aux`.
       prompts: of the run.
     """
@@ -37,149 +54,64 @@ class Population(NamedTuple):
     es: EvolutionStrategy
     fitness: Fitness
     prompts: Prompts
-    config: FinetuneConfig
+    config: TaskSettings
+    judge: Judge
 
-
-def optimizer_of(config: FinetuneConfig) -> optax.GradientTransformation:
-    """The optimiser that settings name, with its schedule."""
-    kinds: dict[str, Callable[..., Any]] = {"sgd": optax.sgd, "adam": optax.adam, "radam": optax.radam}
-    return kinds[config.optimizer](lambda generation: learning_rate_at(config, generation))
-
-
-def make_strategy(config: FinetuneConfig, params: Any) -> EvolutionStrategy:
-    """The strategy of a run, its chunk size as in the settings."""
-    return EvolutionStrategy(
-        optimizer_of(config),
-        population_size=config.population_size,
-        sigma=lambda generation: sigma_at(config, generation),
-        distribution=distribution_for(params, config.rank, dense=config.learner == "openes"),
-        shaping="group_per_prompt",
-        group_size=config.group,
-        chunk_size=config.chunk_size,
-        noise_reuse=config.noise_reuse,
-        trainable=patterns_of(config.trainable, params),
-        mesh=mesh_of(config),
-        update=config.update,
-    )
-
-
-def sampling_of(config: FinetuneConfig, prompts: Prompts, *, validation: bool = False) -> Sampling:
-    """How members write, or the mean model in a validation: greedily, unless several samples are asked for."""
-    ends = [prompts.tokenizer.end, *stop_tokens(config, prompts)]
-    if not validation:
-        return Sampling(config.tokens, tuple(ends), config.samples, config.temperature, config.top_p)
-    many = config.validation_samples > 1
-    drawn = (config.temperature, config.top_p) if many else (0.0, 1.0)
-    return Sampling(config.tokens, tuple(ends), config.validation_samples, *drawn)
-
-
-def stop_tokens(config: FinetuneConfig, prompts: Prompts) -> list[int]:
-    """The token of `config.stop`, if there is one; its last, where it takes several."""
-    return prompts.tokenizer.encode(config.stop)[-1:] if config.stop else []
-
-
-def make_fitness(config: FinetuneConfig, prompts: Prompts) -> Fitness:
-    """Of one member: nothing yet, and as aux its `Completions`; or (prompts,) mean log-likelihoods of the answers."""
-    how = sampling_of(config, prompts)
-
-    def completing(params: Any, key: Any, tokens: Any, mask: Any) -> tuple[Any, Completions]:
-        return jnp.float32(0), generate(params, tokens, mask, key, how)
-
-    def likely(params: Any, key: Any, tokens: Any, mask: Any, answers: Any, known: Any) -> tuple[Any, Any]:
-        return jnp.float32(0), likelihood(params, tokens, mask, answers, known)
-
-    return likely if config.objective == "likelihood" else completing
-
-
-def likelihood(params: Any, tokens: Any, mask: Any, answers: Any, known: Any) -> Any:
-    """Mean log-probability of each prompt's answer by token, (prompts,); differentiable.
-
-    Args:
-      tokens, mask: prompts filled at the left.
-      answers, known: what follows, filled at the right.
-    """
-    whole = jnp.concatenate([tokens, answers], axis=1)
-    there = jnp.concatenate([mask, jnp.ones_like(known)], axis=1)
-    own = log_probabilities(params, whole, there)[:, tokens.shape[1] - 1 :]
-    return jnp.where(known, own, 0).sum(-1) / known.sum(-1)
+    def state(self, parameters: Any, generation: int) -> State:
+        """What a strategy evaluates."""
+        return State(self.judge.model(parameters), (), seed_words(self.config.seed), jnp.int32(generation))
 
 
 def arguments_of(population: Population, batch: Batch) -> tuple[Any, ...]:
     """What fitness gets after the key, for each group its own."""
-    parts: tuple[Any, ...] = (batch.tokens, batch.mask)
-    if population.config.objective == "likelihood":
-        parts += population.prompts.answers(batch, population.config.tokens)
+    parts = (batch.tokens, batch.mask, *population.judge.arguments(batch))
     return tuple(per_group(jnp.asarray(part)) for part in parts)
+
+
+def chunked(population: Population, parameters: Any, rows: int) -> Population:
+    """The same with the chunk size that "auto" finds, of `rows` rows of text for each member."""
+    if population.es.chunk_size is not None:
+        return population
+    es, state = population.es, population.state(parameters, 0)
+    arguments = arguments_of(population, population.prompts.of_generation(0))
+    size = es.resolve_chunk_size(state, population.fitness, *arguments, has_aux=True)
+    if jax.default_backend() == "cpu":
+        size = max(size, min(es.population_size, _LEAST_ROWS // rows // 2 * 2))
+    return population._replace(es=es.with_chunk_size(size))
 
 
 def make_evaluator(population: Population) -> Callable[[RunState, int], Evaluated]:
     """The whole population on all the run's devices."""
-    es, config = population.es, population.config
-    seed = seed_words(config.seed)
 
     def evaluate(state: RunState, generation: int) -> Evaluated:
         batch = population.prompts.of_generation(generation)
-        own = State(state.parameters, (), seed, jnp.int32(generation))
-        _, _, found = es.evaluate(own, population.fitness, *arguments_of(population, batch), has_aux=True)
-        values, tally = worth(population, found.aux, batch, 0)
-        return _evaluated(population, values, [tally], own)
+        own, arguments = population.state(state.parameters, generation), arguments_of(population, batch)
+        _, _, found = population.es.evaluate(own, population.fitness, *arguments, has_aux=True)
+        values, tally = population.judge.worth(found.aux, batch, 0)
+        return _evaluated(population, values, [tally], generation)
 
     return evaluate
 
 
 def range_work(population: Population) -> RangeWork:
     """The population in ranges of pairs, for workers that hold some of it."""
-    es, seed = population.es, seed_words(population.config.seed)
 
     def one_range(state: RunState, generation: int, first_pair: int, pairs: int) -> Part:
         batch = population.prompts.of_generation(generation)
-        own = State(state.parameters, (), seed, jnp.int32(generation))
+        own, arguments = population.state(state.parameters, generation), arguments_of(population, batch)
         span = {"first_pair": first_pair, "pairs": pairs}
-        arguments = arguments_of(population, batch)
-        found = es.evaluate_range(own, population.fitness, *arguments, has_aux=True, **span)
-        values, tally = worth(population, found.aux, batch, 2 * first_pair)
+        found = population.es.evaluate_range(own, population.fitness, *arguments, has_aux=True, **span)
+        values, tally = population.judge.worth(found.aux, batch, 2 * first_pair)
         return Part(values.reshape(pairs, -1), tally, None)
 
     def combine(values: np.ndarray, tallies: Sequence[np.ndarray], state: RunState, generation: int) -> Evaluated:
-        own = State(state.parameters, (), seed, jnp.int32(generation))
-        return _evaluated(population, values.reshape(es.population_size, -1), tallies, own)
+        return _evaluated(population, values.reshape(population.es.population_size, -1), tallies, generation)
 
     return RangeWork(one_range, combine, None)
 
 
-def worth(population: Population, aux: Any, batch: Batch, first: int) -> tuple[np.ndarray, np.ndarray]:
-    """What some members are worth, prompt by prompt.
-
-    Args:
-      aux: of the members from `first` on.
-    Returns:
-      (members, prompts) float32; and [tokens, completions, ended ones, sum of rewards] float64.
-    """
-    config, group = population.config, population.es.group_size
-    if config.objective == "likelihood":
-        values = np.asarray(aux, np.float32)
-        return values, np.array([values.size * config.tokens, values.size, values.size, np.nan])
-    aux = Completions(*map(np.asarray, aux))
-    members = np.arange(first, first + len(aux.lengths)) // group
-    found = np.concatenate(
-        [
-            rewards(population.prompts, batch.examples[g], Completions(*(leaf[members == g] for leaf in aux)))
-            for g in np.unique(members)
-        ]
-    )
-    tally = np.array([aux.lengths.sum(), aux.lengths.size, aux.ended.sum(), found.sum()], np.float64)
-    return pass_at(config.pass_k, found), tally
-
-
-def _evaluated(population: Population, values: np.ndarray, tallies: Sequence[np.ndarray], own: State) -> Evaluated:
+def _evaluated(population: Population, values: np.ndarray, tallies: Sequence[np.ndarray], generation: int) -> Evaluated:
+    own = State((), (), seed_words(population.config.seed), jnp.int32(generation))
     weights, info = population.es.weigh(own, values)
-    tokens, count, ended, total = np.sum(tallies, axis=0)
-    metrics: Metrics = info_metrics(info) | {
-        "generation_tokens": int(tokens),
-        "completion_length": float(tokens / count),
-        "ended_share": float(ended / count),
-        "learning_rate": float(learning_rate_at(population.config, own.generation)),
-    }
-    if not np.isnan(total):
-        metrics["reward_mean"] = float(total / count)
-    return Evaluated(np.asarray(weights), None, metrics)
+    metrics = info_metrics(info) | population.judge.metrics(np.sum(tallies, axis=0), generation)
+    return Evaluated(population.judge.weights(np.asarray(weights)), None, metrics)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from eggroll.core.errors import UsageError
-from eggroll.llm.config import FinetuneConfig
+from eggroll.llm.config import TaskSettings
 from eggroll.llm.tokenizers import Tokenizer
 from eggroll.tasks.base import Example, Task
 
@@ -42,7 +42,7 @@ class Prompts:
       UsageError: every prompt is too long, or the task has no examples.
     """
 
-    def __init__(self, task: Task, tokenizer: Tokenizer, config: FinetuneConfig) -> None:
+    def __init__(self, task: Task, tokenizer: Tokenizer, config: TaskSettings) -> None:
         self.task, self.tokenizer, self.seed = task, tokenizer, config.seed
         self.groups, self.count = config.groups, config.prompts
         held_out = range(min(task.size("test"), config.validation_prompts))

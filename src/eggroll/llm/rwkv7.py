@@ -111,7 +111,7 @@ def read(
     state: RwkvState | None = None,
     mask: Array | None = None,
     *,
-    all_logits: bool = False,
+    all_logits: bool | int = False,
 ) -> tuple[Float[Array, "rows *time vocabulary"], RwkvState]:
     """Read a piece of text, all its tokens at once.
 
@@ -119,7 +119,7 @@ def read(
       tokens: (rows, time) int.
       state: from what was read before; default nothing.
       mask: (rows, time) bool; tokens that are False, at the left end of a row that has read nothing, are not there.
-      all_logits: after every token; default after the last alone.
+      all_logits: after every token, or after so many of the last; default after the last alone.
     Returns:
       Logits (rows, vocabulary), or (rows, time, vocabulary), float32; and the state.
     """
@@ -127,7 +127,9 @@ def read(
     x = _embedded(params, tokens)
     state = start_state(sizes, tokens.shape[0], x.dtype) if state is None else state
     x, state = _blocks(params, sizes, x, state, None if mask is None else mask[..., None])
-    return _logits(params, x if all_logits else x[:, -1]), state
+    if all_logits is False:
+        return _logits(params, x[:, -1]), state
+    return _logits(params, x if all_logits is True else x[:, -all_logits:]), state
 
 
 def read_one(params: Params, tokens: Int[Array, " rows"], state: RwkvState) -> tuple[Array, RwkvState]:

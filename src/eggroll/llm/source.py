@@ -9,13 +9,15 @@ import jax
 import numpy as np
 
 from eggroll.core.errors import UsageError
-from eggroll.llm.checkpoint import converted, is_int8, load, save
+from eggroll.llm.checkpoint import load, save
 from eggroll.llm.config import TINY, FinetuneConfig
+from eggroll.llm.distill_config import DistillConfig
+from eggroll.llm.quantise import LINEAR, converted, has_int8, quantised
 from eggroll.llm.rwkv7 import Params, Sizes, random_params, sizes_of
 from eggroll.llm.tokenizers import ByteTokenizer, Tokenizer, load_tokenizer
 from eggroll.runs.folder import RunFolder
 from eggroll.runs.settings import from_json
-from eggroll.runs.trees import filled
+from eggroll.runs.trees import as_arrays, filled, nested
 from eggroll.runs.weights import load_parameters
 
 SIZES = Sizes(4, 128, 4, ByteTokenizer.size, (16, 16, 8, 32))
@@ -26,25 +28,36 @@ Model = tuple[Params, Tokenizer]
 
 
 def load_model(config: FinetuneConfig) -> Model:
-    """Weights in the dtype of the settings, NumPy, and the tokenizer.
+    """Weights in the dtype of the settings, int8 ones too, NumPy; and the tokenizer.
 
     Raises:
-      UsageError: the model or its tokenizer cannot be read, or its weights are int8.
+      UsageError: the model or its tokenizer cannot be read.
     """
     params, tokenizer = find_model(config.model, config.tokenizer, config.seed)
-    if any(is_int8(node) for node in jax.tree.leaves(params, is_leaf=is_int8)):
-        raise UsageError(
-            f"expected float weights in {config.model}, got int8, whose lattice has no small steps; fine-tune the "
-            "float model"
-        )
     return converted(params, config.dtype), tokenizer
+
+
+def load_student(config: DistillConfig) -> tuple[Params, Params, Tokenizer]:
+    """The teacher in float32, the student that rounds it to the nearest levels, both NumPy; and the tokenizer.
+
+    Raises:
+      UsageError: the teacher or its tokenizer cannot be read, is int8 itself, or has nothing to quantise.
+    """
+    teacher, tokenizer = find_model(config.teacher, config.tokenizer, config.seed)
+    if has_int8(teacher):
+        raise UsageError(f"expected float weights of a teacher in {config.teacher}, got int8; give the float model")
+    teacher = converted(teacher, "float32")
+    try:
+        return teacher, quantised(teacher, config.levels, config.quantised or LINEAR), tokenizer
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 def find_model(name: str, tokenizer: str, seed: int = 0) -> Model:
     """A model as it is stored, and its tokenizer.
 
     Args:
-      name: `TINY`, a file or folder of weights, or the folder of a run of fine-tuning: its end, or its newest snapshot.
+      name: `TINY`, a file or folder of weights, or the folder of a run: its end, or its newest snapshot.
       tokenizer: as in `tokenizers.load_tokenizer`.
       seed: of random weights.
     Raises:
@@ -58,25 +71,34 @@ def find_model(name: str, tokenizer: str, seed: int = 0) -> Model:
     if recorded is None:
         params = load(place)
         return params, load_tokenizer(tokenizer, place, sizes_of(params).vocabulary)
-    if (place / WEIGHTS).is_file():
-        params = load(place / WEIGHTS)
-    else:  # it has not come to its end
-        start, _ = find_model(recorded.model, recorded.tokenizer, recorded.seed)
-        params = jax.tree.map(np.asarray, filled(converted(start, recorded.dtype), load_parameters(place), name))
+    params = load(place / WEIGHTS) if (place / WEIGHTS).is_file() else _newest(recorded, place)
     inherited = tokenizer or recorded.tokenizer
-    if inherited or recorded.model == TINY:
+    if inherited or recorded.origin == TINY:
         return params, load_tokenizer(inherited, Path(), sizes_of(params).vocabulary)
-    return params, find_model(recorded.model, "", recorded.seed)[1]
+    return params, find_model(recorded.origin, "", recorded.seed)[1]
 
 
-def _recorded(place: Path) -> FinetuneConfig | None:
-    """The settings of a run in that folder; None where it is none of this job."""
+def _newest(recorded: FinetuneConfig | DistillConfig, place: Path) -> Params:
+    """The model of a run's newest snapshot, NumPy."""
+    if isinstance(recorded, DistillConfig):
+        return nested({**as_arrays(load_student(recorded)[1]), **load_parameters(place)})
+    start, _ = find_model(recorded.model, recorded.tokenizer, recorded.seed)
+    model: Params = filled(converted(start, recorded.dtype), load_parameters(place), str(place))
+    return jax.tree.map(np.asarray, model)
+
+
+def _recorded(place: Path) -> FinetuneConfig | DistillConfig | None:
+    """The settings of a run in that folder; None where it is none of a language model's."""
     if not (place / "journal.egg").is_file():
         return None
     settings = RunFolder.open(place).read_json("config.json")
-    if settings.get("job") != "finetune":
-        raise UsageError(f"expected weights or a run of eggroll finetune in {place}, got a run of another job")
-    return from_json(FinetuneConfig, settings, str(place))
+    kinds: dict[Any, type[FinetuneConfig | DistillConfig]] = {"finetune": FinetuneConfig, "distill": DistillConfig}
+    if settings.get("job") not in kinds:
+        raise UsageError(
+            f"expected weights or a run of eggroll finetune or distill in {place}, got a run of another job; choose "
+            "its own"
+        )
+    return from_json(kinds[settings["job"]], settings, str(place))
 
 
 def keep_weights(params: Any, folder: RunFolder) -> None:

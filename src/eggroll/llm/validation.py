@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eggroll.llm.config import FinetuneConfig
+from eggroll.llm.fitness import likelihood
 from eggroll.llm.generate import Completions, Sampling, generate
-from eggroll.llm.population import likelihood
 from eggroll.llm.prompts import Prompts
 from eggroll.llm.score import RIGHT, distinct_right, pass_at, rewards
 from eggroll.runs.metrics import Metrics
@@ -24,19 +23,21 @@ class Validator:
     """Completes the held-out prompts, the same draws each time.
 
     Args:
-      config, prompts: of the run.
+      prompts: of the run.
       how: greedy, or several samples of each prompt.
+      pass_k: of them, whose chance is told where there are several.
+      answer_tokens: most tokens of an answer whose log-likelihood is measured; 0: it is not.
     """
 
-    def __init__(self, config: FinetuneConfig, prompts: Prompts, how: Sampling) -> None:
-        self._prompts, self._how, self._config = prompts, how, config
+    def __init__(self, prompts: Prompts, how: Sampling, pass_k: int = 1, answer_tokens: int = 0) -> None:
+        self._prompts, self._how, self._pass_k, self._answer_tokens = prompts, how, pass_k, answer_tokens
         self._key = jax.random.key(_KEY)
         self._write = jax.jit(lambda params, tokens, mask: generate(params, tokens, mask, self._key, how))
         self._likelihood = jax.jit(likelihood)
         self._last: list[str] = []
 
     def __call__(self, params: Any) -> Metrics:
-        """Accuracy, its standard error over prompts, and what else the settings ask for."""
+        """Accuracy, its standard error over prompts, and what else was asked for."""
         batch = self._prompts.validation
         examples = batch.examples[0]
         done = self._write(params, batch.tokens[0], batch.mask[0])
@@ -51,11 +52,11 @@ class Validator:
             "answer_length": float(done.lengths.mean()),
         }
         if self._how.samples > 1:
-            k = self._config.pass_k if self._config.pass_k > 1 else self._how.samples
+            k = self._pass_k if self._pass_k > 1 else self._how.samples
             metrics[f"pass_at_{min(k, self._how.samples)}"] = float(pass_at(min(k, self._how.samples), found).mean())
             metrics["distinct_right"] = distinct_right(self._prompts, examples, done, found)
-        if self._config.objective == "likelihood" or self._config.learner == "supervised":
-            answers = self._prompts.answers(batch, self._config.tokens)
+        if self._answer_tokens:
+            answers = self._prompts.answers(batch, self._answer_tokens)
             values = self._likelihood(params, batch.tokens[0], batch.mask[0], *(part[0] for part in answers))
             metrics["log_likelihood"] = float(jnp.mean(values))
         self._keep(examples, done, found)

@@ -1,4 +1,4 @@
-"""Settings of the jobs that evolve float weights, and their schedules."""
+"""Settings of the jobs whose population surrounds a mean model, and their schedules."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class EvolutionSettings(RunSettings):
+class PopulationSettings(RunSettings):
     """What these jobs have in common; a job gives its own defaults to some."""
 
     seed: int = 0
@@ -27,14 +27,6 @@ class EvolutionSettings(RunSettings):
     """Standard deviation of a perturbation, in weight units."""
     sigma_decay: float = 1.0
     """Factor on sigma for each generation, in (0, 1]."""
-    optimizer: str = "adam"
-    """Optimiser that takes the estimated gradient."""
-    learning_rate: float = 0.001
-    """Step size at generation 0."""
-    rate_units: Literal["paper", "plain"] = "plain"
-    """paper: SGD's step size is times sigma^2 sqrt(population size), as the paper's tables mean it; plain: as it is."""
-    learning_rate_decay: float = 1.0
-    """Factor on the step size for each generation, in (0, 1]."""
     generations: int = 100
     """Updates to make; of an algorithm that follows a gradient, iterations."""
     max_seconds: float = 0.0
@@ -54,10 +46,8 @@ class EvolutionSettings(RunSettings):
         super().__post_init__()
         for name in ("rank", "generations", "validate_every"):
             check_at_least(name, getattr(self, name), 1)
-        for name in ("sigma", "learning_rate"):
-            expect(0 < getattr(self, name) < math.inf, name, "> 0", getattr(self, name))
-        for name in ("sigma_decay", "learning_rate_decay"):
-            expect(0 < getattr(self, name) <= 1, name, "in (0, 1]", getattr(self, name))
+        expect(0 < self.sigma < math.inf, "sigma", "> 0", self.sigma)
+        expect(0 < self.sigma_decay <= 1, "sigma_decay", "in (0, 1]", self.sigma_decay)
         expect(0 <= self.max_seconds < math.inf, "max_seconds", "of at least 0", self.max_seconds)
         expect(self.target is None or math.isfinite(self.target), "target", "as a number", self.target)
         expect(0 <= self.seed < 2**64, "seed", "in [0, 2**64)", self.seed)
@@ -71,6 +61,26 @@ class EvolutionSettings(RunSettings):
         expect(shares, "devices", f"auto or a divisor of the {size // 2} pairs", devices)
 
 
+@dataclass(frozen=True)
+class EvolutionSettings(PopulationSettings):
+    """Of those that evolve float weights by an optimiser."""
+
+    optimizer: str = "adam"
+    """Optimiser that takes the estimated gradient."""
+    learning_rate: float = 0.001
+    """Step size at generation 0."""
+    rate_units: Literal["paper", "plain"] = "plain"
+    """paper: SGD's step size is times sigma^2 sqrt(population size), as the paper's tables mean it; plain: as it is."""
+    learning_rate_decay: float = 1.0
+    """Factor on the step size for each generation, in (0, 1]."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        expect(0 < self.learning_rate < math.inf, "learning_rate", "> 0", self.learning_rate)
+        decay = self.learning_rate_decay
+        expect(0 < decay <= 1, "learning_rate_decay", "in (0, 1]", decay)
+
+
 def expect(right: bool, name: str, expected: str, got: object) -> None:
     """Refuse a setting.
 
@@ -81,7 +91,7 @@ def expect(right: bool, name: str, expected: str, got: object) -> None:
         raise UsageError(f"expected --{name.replace('_', '-')} {expected}, got {got}; change it")
 
 
-def sigma_at(config: EvolutionSettings, generation: Any) -> Any:
+def sigma_at(config: PopulationSettings, generation: Any) -> Any:
     """The perturbation's size in a generation, () float32."""
     return config.sigma * _power(config.sigma_decay, generation)
 
@@ -98,7 +108,7 @@ def learning_rate_at(config: EvolutionSettings, generation: Any) -> Any:
     return rate
 
 
-def mesh_of(config: EvolutionSettings, most: int | None = None) -> Mesh | None:
+def mesh_of(config: PopulationSettings, most: int | None = None) -> Mesh | None:
     """The devices that share the population; none: one does everything.
 
     Args:

@@ -6,7 +6,6 @@ members are evaluated, what is measured and how often).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
@@ -134,6 +133,7 @@ class Job(Generic[P]):
       data: hash of what the members see, compared between processes.
       gather: state → the same with all of its carry in this process, before a snapshot; where it is elsewhere.
       target: of the main metric; a validation that reaches it ends the run.
+      falls: a lower main metric is a better one.
       most_seconds: of training, validations and the first generation, which compiles, not counted; then the run ends
         after its generation. 0: no limit.
     """
@@ -158,6 +158,7 @@ class Job(Generic[P]):
     gather: Callable[[RunState], RunState] | None = None
     target: float | None = None
     most_seconds: float = 0.0
+    falls: bool = False
 
     def start(self) -> RunState:
         """The state at generation 0, in buffers of its own."""
@@ -166,7 +167,10 @@ class Job(Generic[P]):
 
     def reaches(self, metrics: Metrics) -> bool:
         """Whether these metrics of a validation are as good as the run is to become."""
-        return self.target is not None and metrics.get(self.main_metric, -math.inf) >= self.target
+        found = metrics.get(self.main_metric)
+        if self.target is None or found is None:
+            return False
+        return found <= self.target if self.falls else found >= self.target
 
     def header(self, environment: dict[str, Any]) -> dict[str, Any]:
         """What the journal says before its first frame."""

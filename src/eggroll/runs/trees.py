@@ -86,7 +86,7 @@ def _described(leaf: np.ndarray | None) -> str:
     return "absent" if leaf is None else f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
 
 
-def nested(leaves: Leaves) -> dict[str, Any]:
+def nested(leaves: dict[str, Any]) -> dict[str, Any]:
     """Leaves by path as dictionaries in dictionaries, the way that snapshots hold them."""
     tree: dict[str, Any] = {}
     for path, leaf in leaves.items():
