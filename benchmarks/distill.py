@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 TASK = '{"numbers": [2, 3], "maximum": 50, "target_maximum": 99, "train_size": 1000000, "test_size": 4096}'
-TEACHER = ["--algorithm=supervised", "--prompts=128", "--learning-rate=0.004", "--learning-rate-decay=0.993",
-           "--generations=500", "--validate-every=250", "--validation-prompts=512"]  # fmt: skip
+TEACHER = ["--algorithm=supervised", "--prompts=128", "--learning-rate=0.004", "--learning-rate-decay=0.988",
+           "--generations=300", "--validate-every=150", "--validation-prompts=512"]  # fmt: skip
 STUDENT = ["--validation-prompts=4096", "--validate-every=25", "--generations=100000"]
 LEVELS = (127, 7)
 
@@ -26,7 +26,7 @@ def train(command: str, home: Path, name: str, flags: Sequence[str]) -> None:
     """One run, unless it is there."""
     if (home / name / "summary.json").exists():
         return
-    common = [f"--task-options={TASK}", "--tokens=10", f"--run-dir={home / name}"]
+    common = [f"--task-options={TASK}", "--tokens=10", "--prompt-tokens=12", f"--run-dir={home / name}"]
     subprocess.run([sys.executable, "-m", "eggroll", command, *flags, *common], check=True)
 
 

@@ -99,7 +99,7 @@ def test_a_students_folder_and_its_weights_are_models(capsys):
     Path("whole/model.safetensors").unlink()
     same(as_arrays(find_model("whole", "")[0]), as_arrays(params))  # of the newest snapshot
     flags = ("--objective=likelihood", "--generations=1", "--population-size=4", "--tokens=5", "--prompt-tokens=8")
-    assert cli.main(["finetune", "--model=whole", "--run-dir=then", "--validation-prompts=2", *flags]) == 0
+    assert cli.main(["finetune", "--model=whole", "--run-dir=then", "--validation-prompts=2", SMALL[1], *flags]) == 0
     assert not has_int8(load("then/model.safetensors"))
     assert cli.main(["distill", "--teacher=whole", "--run-dir=never"]) == 2
     assert "expected float weights of a teacher in whole, got int8" in capsys.readouterr().err
@@ -154,9 +154,12 @@ def test_a_journal_makes_its_learner():
     assert learner.is_integer and learner.settings == own.job.learner.settings
 
 
-def test_distillation_wins_back_what_rounding_cost(capsys):
-    flags = ("--generations=60", "--population-size=64", "--prompts=4", "--alpha=0.1", "--validate-every=60")
-    assert main("--run-dir=run", "--levels=2", *flags, "--chunk-size=32", "--validation-prompts=16") == 0
+def test_distillation_comes_nearer_to_the_teacher(capsys):
+    rows = [{"prompt": f"{number % 3} and", "answer": f" {number % 3 + 1}\n"} for number in range(60)]
+    Path("data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    task = ("--task=tests.llm.rewards:low", "--data=data.jsonl", "--task-options={}", "--prompts=2", "--levels=2")
+    flags = ("--generations=60", "--population-size=64", "--alpha=0.005", "--validate-every=60", "--chunk-size=64")
+    assert main("--run-dir=run", *task, *flags) == 0
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert told["kl"] < 0.8 * told["start_kl"], told
 
@@ -189,6 +192,23 @@ def test_bad_input_is_one_line_and_writes_nothing(flags, complaint, capsys):
     said = capsys.readouterr().err.strip()
     assert complaint in said and len(said.splitlines()) == 1, said
     assert not Path("run").exists()
+
+
+def test_rounded_inputs_are_products_of_integers():
+    params = quantised(noisy(SIZES), 7, inputs=15)
+    weight = params["head"]["weight"]
+    assert weight["inputs"] == 15 and "inputs" not in params["emb"]["weight"]
+    x = np.random.default_rng(0).normal(size=(3, 16)).astype(np.float32)
+    step = np.abs(x).max(-1, keepdims=True) / np.float32(15)
+    whole = np.rint(x / step).astype(np.int64)
+    wanted = (whole @ weight["int8"].astype(np.int64).T) * step * weight["scale"]
+    found = linear(jnp.asarray(x), jax.tree.map(jnp.asarray, weight))
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
+    save(params, "rounded.safetensors")
+    same(as_arrays(load("rounded.safetensors")), as_arrays(params))
+    _, own = made("--inputs=127")
+    evaluated = own.job.evaluate(own.job.start(), 0)
+    assert np.isfinite(evaluated.metrics["kl_mean"]) and len(own.job.learner.parameters) == 8
 
 
 def test_any_tree_is_quantised_by_pattern():

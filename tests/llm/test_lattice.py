@@ -15,7 +15,17 @@ from eggroll.core.mesh import device_mesh
 from eggroll.core.state import seed_words
 from eggroll.integer.sums import collect
 from eggroll.llm import lattice
-from eggroll.llm.lattice import Decays, Moments, chance_level, integer_weights, moved, total, update, weighted_sums
+from eggroll.llm.lattice import (
+    Bounds,
+    Decays,
+    Moments,
+    chance_level,
+    integer_weights,
+    moved,
+    total,
+    update,
+    weighted_sums,
+)
 from tests.eight import run_on_eight
 
 SHAPES = {"block/w": (2, 5, 4), "head": (6, 4)}
@@ -80,7 +90,7 @@ def test_a_total_of_many_is_pythons():
 
 
 @settings(max_examples=50, deadline=None)
-@given(hnp.arrays(np.int32, st.sampled_from([1, 2, 40]), elements=st.integers(-(2**23), 2**23)))
+@given(hnp.arrays(np.int32, st.sampled_from([1, 2, 40]), elements=st.integers(-(2**18), 2**18)))
 def test_z_scores_are_those_of_float64(values):
     found = np.asarray(jax.jit(lattice.z_scored)(jnp.asarray(values)), np.float64)
     mean, deviation = values.mean(), values.std()
@@ -91,13 +101,18 @@ def test_z_scores_are_those_of_float64(values):
     np.testing.assert_allclose(found, (values - mean) / deviation, rtol=2**-7 + rounded, atol=2 * rounded)
 
 
+def anywhere(value, levels):
+    """Bounds that keep no weight near where it was."""
+    return Bounds(*map(jnp.asarray, lattice.bounds_of(np.asarray(value), np.asarray(value, np.float32), 0.0, levels)))
+
+
 def test_a_step_is_that_of_numpy():
     half, generator = ml_dtypes.bfloat16, np.random.default_rng(0)
     value = generator.integers(-7, 8, 500).astype(np.int8)
     m, v, g = (generator.normal(size=500).astype(half) for _ in range(3))
     v, level = np.abs(v), chance_level(0.3, 4, DECAYS)
     state, g32 = Moments(jnp.asarray(m), jnp.asarray(v)), jnp.asarray(g)
-    new, after = moved(jnp.asarray(value), state, g32, jnp.float32(level), DECAYS, 7)
+    new, after = moved(jnp.asarray(value), state, g32, jnp.float32(level), DECAYS, anywhere(value, 7))
     m = (m.astype(np.float64) * 7 / 8 + g.astype(np.float64) / 8).astype(half)
     v = (v.astype(np.float64) * 31 / 32 + g.astype(np.float64) ** 2 / 32).astype(half)
     goes = m.astype(np.float64) ** 2 >= level * v.astype(np.float64)
@@ -107,11 +122,23 @@ def test_a_step_is_that_of_numpy():
     assert 0.05 < goes.mean() < 0.95 and np.abs(np.asarray(new)).max() == 7
 
 
+@given(hnp.arrays(np.float32, 20, elements=st.floats(-7, 7, width=32)), st.sampled_from([0.5, 0.75, 1.0, 2.0]))
+def test_weights_stay_within_reach_of_what_was_rounded(exact, reach):
+    value = np.rint(exact).astype(np.int8)
+    for level, most in enumerate(lattice.bounds_of(value, exact, reach, 7)):
+        edge = most.astype(np.float32) - exact
+        assert (np.abs(edge) <= max(reach, 0.5)).all() and (np.abs(most) <= 7).all()
+        assert (most <= value).all() if level == 0 else (most >= value).all()
+    least, most = lattice.bounds_of(value, exact, 1.0, 7)
+    assert ((most > least) | (np.abs(exact) > 6) | (exact == value)).all()  # two levels, except at the end
+
+
 @pytest.mark.parametrize("alpha", [0.02, 0.2])
 def test_chance_moves_no_more_than_its_share(alpha):
     generator, size, shares = np.random.default_rng(0), 20_000, []
     value, state = jnp.zeros(size, jnp.int8), lattice.start_moments([np.zeros(size)])[0]
-    step = jax.jit(lambda value, state, g, level: moved(value, state, g, level, DECAYS, 127))
+    bounds = anywhere(value, 127)
+    step = jax.jit(lambda value, state, g, level: moved(value, state, g, level, DECAYS, bounds))
     for generation in range(120):
         gradient = jnp.asarray(generator.normal(size=size), jnp.bfloat16)
         new, state = step(value, state, gradient, np.float32(chance_level(alpha, generation, DECAYS)))
@@ -132,7 +159,8 @@ def steps(mesh):
     own, generator = plan(2), np.random.default_rng(0)
     leaves = [jnp.asarray(generator.integers(-7, 8, shape), jnp.int8) for shape in SHAPES.values()]
     moments = lattice.start_moments(leaves)
-    fixed = {"decays": DECAYS, "levels": 7, "seed": seed_words(1), "mesh": mesh}
+    bounds = [anywhere(leaf, 7) for leaf in leaves]
+    fixed = {"decays": DECAYS, "bounds": bounds, "seed": seed_words(1), "mesh": mesh}
     step = jax.jit(lambda *args, generation: update(own, *args, generation=generation, **fixed))
     for generation in range(3):
         weights = jnp.asarray(generator.integers(-127, 128, 18), jnp.int32)

@@ -166,10 +166,10 @@ def save(params: Params, path: str | Path) -> None:
     for name, leaf in zip(leaf_paths(params), jax.tree.leaves(params), strict=True):
         array = np.asarray(leaf)
         if not name.startswith("blocks/"):
-            tensors[name_of(name, None)] = np.ascontiguousarray(array)
+            tensors[name_of(name, None)] = np.asarray(array, order="C")
             continue
         for layer, own in enumerate(array):
-            tensors[name_of(name, layer)] = np.ascontiguousarray(own)
+            tensors[name_of(name, layer)] = np.asarray(own, order="C")
     place = Path(path)
     part = place.with_name(f".{place.name}.part")
     save_file(tensors, part, metadata={"format": "pt", "model": "RWKV-7"})

@@ -62,7 +62,7 @@ def prepared(config: DistillConfig) -> tuple[DistillConfig, Prepared]:
     teacher, start, tokenizer = load_student(config)
     prompts = Prompts(make_task(config.task, data=config.task_data, options=config.options()), tokenizer, config)
     config = dataclasses.replace(config, prompt_tokens=prompts.length)
-    teacher, student = jax.tree.map(jnp.asarray, teacher), Student(start, config)
+    student, teacher = Student(start, teacher, config), jax.tree.map(jnp.asarray, teacher)
     population = chunked(population_of(config, prompts, teacher, student), student.start, config.prompts)
     config = dataclasses.replace(config, chunk_size=population.es.chunk_size or "auto")
     measure = _Measure(config, prompts, teacher)
@@ -144,7 +144,8 @@ def learner_of(header: dict[str, Any], base: Path | None = None) -> Learner[Any]
       UsageError: its settings are none of this job's, or its teacher is not here any more.
     """
     config = dataclasses.replace(_config_in(header), devices="auto", update="auto")
-    student = Student(load_student(config)[1], config)
+    teacher, start, _ = load_student(config)
+    student = Student(start, teacher, config)
     learner = learner_for(config, student)
     if base is not None:
         learner.parameters = jax.tree.map(jnp.asarray, filled(student.start, load_parameters(base), str(base)))

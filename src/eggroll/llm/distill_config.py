@@ -19,6 +19,8 @@ class DistillConfig(TaskSettings):
     """Float weights (.pth, .safetensors or a folder), or the folder of a run of eggroll finetune."""
     levels: int = 127
     """Largest magnitude of an int8 weight: 127, or 7 for what fits into four bits."""
+    inputs: int = 0
+    """Largest magnitude of a quantised matrix's inputs, rounded token by token, such as 127; 0: they stay floats."""
     quantised: tuple[str, ...] = ()
     """Patterns of the weights to quantise; none: all matrices of linear layers, embedding and head."""
     population_size: int = 512
@@ -29,11 +31,13 @@ class DistillConfig(TaskSettings):
     """Patterns of the weights that learn; none: all that are quantised."""
     sigma: float = 0.4
     """Standard deviation of a perturbation, in steps of the int8 weights."""
-    alpha: float = 0.001
+    reach: float = 1.0
+    """Levels from the teacher's own value within which a weight stays; 0: it may go anywhere."""
+    alpha: float = 0.003
     """Share of the weights, at most, that chance alone would move in a generation."""
-    alpha_decay: float = 1.0
+    alpha_decay: float = 0.99
     """Factor on alpha for each generation, in (0, 1]."""
-    beta1_shift: int = 3
+    beta1_shift: int = 5
     """The mean of gradients forgets 2^-this of itself in a generation."""
     beta2_shift: int = 5
     """The mean of their squares forgets 2^-this of itself in a generation."""
@@ -45,6 +49,8 @@ class DistillConfig(TaskSettings):
         if not self.teacher and not self.resume:
             raise UsageError("expected --teacher, got none; give float weights or a run of eggroll finetune")
         expect(1 <= self.levels <= 127, "levels", "in [1, 127]", self.levels)
+        expect(0 <= self.inputs <= 127, "inputs", "in [0, 127]", self.inputs)
+        expect(0 <= self.reach <= 256, "reach", "in [0, 256]", self.reach)
         expect(0 < self.alpha < 1, "alpha", "in (0, 1)", self.alpha)
         expect(0 < self.alpha_decay <= 1, "alpha_decay", "in (0, 1]", self.alpha_decay)
         for name in ("beta1_shift", "beta2_shift"):

@@ -52,8 +52,9 @@ def compared(runs: Sequence[Run]) -> Extra:
 
 
 def _student(config: dict[str, object]) -> str:
-    levels = config.get("levels")
-    return f"levels ±{levels}" if type(levels) is int else "unknown"
+    levels, inputs = config.get("levels"), config.get("inputs")
+    name = f"levels ±{levels}" if type(levels) is int else "unknown"
+    return f"{name}, inputs ±{inputs}" if inputs and type(inputs) is int else name
 
 
 def _chart(task: str, value: str, settings: Sequence[Setting]) -> Chart | None:

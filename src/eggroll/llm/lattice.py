@@ -41,11 +41,32 @@ class Moments(NamedTuple):
     second: Any
 
 
+class Bounds(NamedTuple):
+    """The least and the largest value of every weight of a leaf, int8 of its shape."""
+
+    least: Any
+    most: Any
+
+
 class Decays(NamedTuple):
     """Moments forget 2^−first and 2^−second of themselves in each generation."""
 
     first: int
     second: int
+
+
+def bounds_of(value: np.ndarray, exact: np.ndarray, reach: float, levels: int) -> Bounds:
+    """Levels within `reach` of what was rounded, and the one to which it was; all levels where `reach` is 0.
+
+    Args:
+      value: rounded weights.
+      exact: the same before they were rounded, in levels.
+    """
+    if not reach:
+        return Bounds(np.full_like(value, -levels), np.full_like(value, levels))
+    least, most = np.ceil(exact - np.float32(reach)), np.floor(exact + np.float32(reach))
+    around = np.minimum(np.maximum(least, -levels), value), np.maximum(np.minimum(most, levels), value)
+    return Bounds(*(bound.astype(np.int8) for bound in around))
 
 
 def integer_weights(weights: Float[np.ndarray, " pairs"]) -> Float[np.ndarray, " pairs"]:
@@ -162,9 +183,9 @@ def moved(
     gradient: Float[Array, " ..."],
     level: Float[Array, ""],
     decays: Decays,
-    levels: int,
+    bounds: Bounds,
 ) -> tuple[Int8[Array, " ..."], Moments]:
-    """One leaf's step: ±1 where `m² ≥ level·v`, saturating at ±levels; there the first moment is spent.
+    """One leaf's step: ±1 where `m² ≥ level·v`, within its bounds; there the first moment is spent.
 
     Args:
       gradient: bfloat16, z-scored, upwards.
@@ -177,7 +198,7 @@ def moved(
     wide, wide_square = m.astype(jnp.float32), v.astype(jnp.float32)
     goes = (wide * wide >= level * wide_square) & (wide != 0)
     step = jnp.where(goes, jnp.sign(wide), 0).astype(jnp.int32)
-    new = jnp.clip(value.astype(jnp.int32) + step, -levels, levels).astype(jnp.int8)
+    new = jnp.clip(value.astype(jnp.int32) + step, *(bound.astype(jnp.int32) for bound in bounds)).astype(jnp.int8)
     return new, Moments(jnp.where(goes, jnp.bfloat16(0), m), v)
 
 
@@ -189,7 +210,7 @@ def update(
     level: Float[Array, ""],
     *,
     decays: Decays,
-    levels: int,
+    bounds: Sequence[Bounds],
     seed: Int32[Array, " 2"],
     generation: Array,
     mesh: Mesh | None = None,
@@ -197,7 +218,7 @@ def update(
     """One generation's update of all lattice leaves.
 
     Args:
-      plan: of the lattice leaves and frozen ones; `leaves` and `moments` are those of the former, in its order.
+      plan: of lattice leaves and frozen ones; `leaves`, `moments` and `bounds` are those of the former, in its order.
       weights: `integer_weights` of every pair.
       mesh: devices of which each sums the pairs of its share.
     Returns:
@@ -205,8 +226,8 @@ def update(
     """
     sums = _sums_on(mesh, plan, weights, seed, generation) if mesh else _sums(plan, weights, seed, generation)
     new, kept, count = [], [], jnp.int32(0)
-    for value, own, z in zip(leaves, moments, sums, strict=True):
-        after, own = moved(value, own, z_scored(collect(z)), level, decays, levels)
+    for value, own, z, within in zip(leaves, moments, sums, bounds, strict=True):
+        after, own = moved(value, own, z_scored(collect(z)), level, decays, within)
         count = count + (after != value).astype(jnp.int32).sum()
         new.append(after)
         kept.append(own)

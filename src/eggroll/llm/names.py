@@ -19,7 +19,7 @@ _PROJECTIONS = {
     "g_norm": "ln_x",
 }
 _OUTER = {"model.embeddings": "emb", "model.norm": "ln_out", "lm_head": "head"}
-_SINGLE = r"(emb|head)\.weight(\.int8|\.scale)?|ln_out\.(weight|bias)"
+_SINGLE = r"(emb|head)\.weight(\.int8|\.scale|\.inputs)?|ln_out\.(weight|bias)"
 _LORA = {"2.bias": "0", "0.weight": "1", "2.weight": "2"}
 
 

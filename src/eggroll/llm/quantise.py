@@ -1,6 +1,7 @@
 """Weights as int8 with a float scale for each output channel, and back; for RWKV-7 and any other tree.
 
-A quantised weight is a dict {"int8": (…, out, in), "scale": (…, out)} in place of the leaf (…, out, in).
+A quantised weight is a dict {"int8": (…, out, in), "scale": (…, out)} in place of the leaf (…, out, in); where its
+inputs are rounded too, with {"inputs": (…)} int8, their largest magnitude.
 """
 
 from __future__ import annotations
@@ -30,13 +31,15 @@ LEVELS = 127
 _PARTS = ("int8", "scale")
 
 
-def quantised(params: Any, levels: int = LEVELS, patterns: Sequence[str] = LINEAR) -> Any:
+def quantised(params: Any, levels: int = LEVELS, patterns: Sequence[str] = LINEAR, *, inputs: int = 0) -> Any:
     """Round some weights to the nearest level, each output channel (a row) with a scale of its own.
 
     Args:
       params: any tree of nested containers; what is quantised in it already stays.
       levels: the largest magnitude, absmax of the row: 127 for int8, 7 for what fits into four bits.
       patterns: of the leaves' paths, as `fnmatch` has them; leaves of other paths stay.
+      inputs: the largest magnitude to which the model is to round what it multiplies a weight by, token by token; 0: it
+        is not to. Of an embedding it says nothing.
     Raises:
       ValueError: a leaf of these has less than two axes; or there is none of them.
     """
@@ -47,7 +50,7 @@ def quantised(params: Any, levels: int = LEVELS, patterns: Sequence[str] = LINEA
         if not matches(patterns, name):
             return leaf
         found.append(name)
-        return leaf if is_int8(leaf) else _rounded(name, leaf, levels)
+        return leaf if is_int8(leaf) else _rounded(name, leaf, levels) | _inputs(name, leaf, inputs)
 
     result = jax.tree_util.tree_map_with_path(one, params, is_leaf=is_int8)
     if not found:
@@ -65,6 +68,12 @@ def _rounded(name: str, leaf: Any, levels: int) -> dict[str, np.ndarray]:
     return {"int8": np.rint(wide / scale[..., None]).astype(np.int8), "scale": scale}
 
 
+def _inputs(name: str, leaf: Any, inputs: int) -> dict[str, np.ndarray]:
+    if not inputs or name.startswith("emb/"):
+        return {}
+    return {"inputs": np.full(np.shape(leaf)[:-2], inputs, np.int8)}
+
+
 def dequantised(held: Mapping[str, Any]) -> np.ndarray:
     """float32 of an int8 weight."""
     wide: np.ndarray = np.asarray(held["int8"], np.float32) * np.asarray(held["scale"], np.float32)[..., None]
@@ -73,7 +82,7 @@ def dequantised(held: Mapping[str, Any]) -> np.ndarray:
 
 def is_int8(node: Any) -> bool:
     """Whether it is an int8 weight with its scales."""
-    return isinstance(node, dict) and set(node) == set(_PARTS)
+    return isinstance(node, dict) and set(node) - {"inputs"} == set(_PARTS)
 
 
 def has_int8(params: Any) -> bool:

@@ -2,7 +2,8 @@
 
 Parameters are a tree of nested dicts by the names of BlinkDL's files ("blocks.3.att.key.weight" is layer 3 of
 `blocks/att/key/weight`), all layers of a leaf stacked along a first axis. Weights of linear layers are (out, in).
-Any weight may instead be int8 with a scale for each output channel: a dict {"int8": (…, out, in), "scale": (…, out)}.
+Any weight may instead be int8 with a scale for each output channel: a dict {"int8": (…, out, in), "scale": (…, out)};
+with a third entry, "inputs": (…) int8, its inputs are rounded too, to as many levels either way.
 
 Source: Peng et al., arXiv 2503.14456.
 """
@@ -243,11 +244,29 @@ def _group_norm(y: Array, p: Params) -> Array:
 
 
 def linear(x: Array, weight: Any) -> Array:
-    """`x · weightᵀ`; of an int8 weight with one scale for each output."""
+    """`x · weightᵀ`; of an int8 weight with one scale for each output, of whole numbers if it says so."""
     if not isinstance(weight, dict):
         return x @ weight.T
+    if "inputs" in weight:
+        return _of_integers(x, weight)
     product = jnp.matmul(x, weight["int8"].T.astype(x.dtype), preferred_element_type=jnp.float32)
     return (product * weight["scale"]).astype(x.dtype)
+
+
+def _of_integers(x: Array, weight: dict[str, Any]) -> Array:
+    """`x` rounded to ±`inputs` levels of each token's absmax, times the int8 weight.
+
+    A product of integers: int8 × int8 → int32 on accelerators; on a CPU, where that is slow, the same in float32, which
+    holds every sum of at most 1,040 products, and longer ones as long as they stay below 2²⁴.
+    """
+    wide = x.astype(jnp.float32)
+    step = jnp.maximum(jnp.abs(wide).max(-1, keepdims=True), 1e-30) / weight["inputs"].astype(jnp.float32)
+    whole, matrix = jnp.rint(wide / step), weight["int8"].T
+    if jax.default_backend() == "cpu":
+        product = jnp.matmul(whole, matrix.astype(jnp.float32), precision="highest")
+    else:
+        product = jnp.matmul(whole.astype(jnp.int8), matrix, preferred_element_type=jnp.int32).astype(jnp.float32)
+    return (product * step * weight["scale"]).astype(x.dtype)
 
 
 def _embedded(params: Params, tokens: Array) -> Array:

@@ -48,7 +48,7 @@ def load_student(config: DistillConfig) -> tuple[Params, Params, Tokenizer]:
         raise UsageError(f"expected float weights of a teacher in {config.teacher}, got int8; give the float model")
     teacher = converted(teacher, "float32")
     try:
-        return teacher, quantised(teacher, config.levels, config.quantised or LINEAR), tokenizer
+        return teacher, quantised(teacher, config.levels, config.quantised or LINEAR, inputs=config.inputs), tokenizer
     except ValueError as error:
         raise UsageError(str(error)) from None
 

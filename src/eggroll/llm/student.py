@@ -18,7 +18,16 @@ from eggroll.core.state import seed_words
 from eggroll.core.strategy import EvolutionStrategy
 from eggroll.llm.distill_config import DistillConfig
 from eggroll.llm.evolve import lattice_for
-from eggroll.llm.lattice import Decays, Moments, chance_level, integer_weights, start_moments, update
+from eggroll.llm.lattice import (
+    Bounds,
+    Decays,
+    Moments,
+    bounds_of,
+    chance_level,
+    integer_weights,
+    start_moments,
+    update,
+)
 from eggroll.llm.population import Judge, Population
 from eggroll.llm.prompts import Batch, Prompts
 from eggroll.llm.rwkv7 import Params, read
@@ -36,16 +45,23 @@ class Student:
 
     Args:
       start: the student's tree at generation 0, NumPy.
-      config: which leaves learn.
+      teacher: that it was rounded from, NumPy.
+      config: which leaves learn, and how far they may go.
     Raises:
       UsageError: a pattern of --trainable fits no int8 weight.
     """
 
-    def __init__(self, start: Params, config: DistillConfig) -> None:
+    def __init__(self, start: Params, teacher: Params, config: DistillConfig) -> None:
         self.strategy = _strategy(start, config)
         self.plan = self.strategy.plan(start)
         self._flat = dict(zip(leaf_paths(start), map(jnp.asarray, jax.tree.leaves(start)), strict=True))
         self.paths = [leaf.path for leaf in self.plan if not leaf.frozen]
+        exact = dict(zip(leaf_paths(teacher), jax.tree.leaves(teacher), strict=True))
+        self.bounds = [self._bounds(path, exact[path.removesuffix("/int8")], config) for path in self.paths]
+
+    def _bounds(self, path: str, exact: np.ndarray, config: DistillConfig) -> Bounds:
+        value, scale = (np.asarray(self._flat[f"{path.removesuffix('int8')}{part}"]) for part in ("int8", "scale"))
+        return Bounds(*map(jnp.asarray, bounds_of(value, exact / scale[..., None], config.reach, config.levels)))
 
     @property
     def start(self) -> Lattice:
@@ -145,7 +161,7 @@ def learner_for(config: DistillConfig, student: Student) -> Learner[Lattice]:
     @jax.jit
     def step(lattice: Lattice, moments: dict[str, Moments], weights: Any, level: Any, generation: Any) -> Any:
         leaves, kept = [lattice[path] for path in paths], [moments[path] for path in paths]
-        settings = {"decays": decays, "levels": config.levels, "mesh": mesh, "seed": seed, "generation": generation}
+        settings = {"decays": decays, "bounds": student.bounds, "mesh": mesh, "seed": seed, "generation": generation}
         new, after, count = update(student.plan, leaves, kept, weights, level, **settings)
         return dict(zip(paths, new, strict=True)), dict(zip(paths, after, strict=True)), count
 
@@ -177,6 +193,7 @@ def _settings(config: DistillConfig, student: Student) -> dict[str, Any]:
             "beta1_shift": config.beta1_shift,
             "beta2_shift": config.beta2_shift,
             "levels": config.levels,
+            "reach": config.reach,
         },
         "shaping": "group_per_prompt, in steps of 1/32",
         "noise": noise.noise_version([leaf.law for leaf in student.plan if not leaf.frozen]),
