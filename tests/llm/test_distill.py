@@ -147,6 +147,25 @@ def test_ranges_and_devices_make_the_same_update():
         np.testing.assert_array_equal(leaf, states[1].parameters[path])
 
 
+def test_found_chunk_sizes_are_those_of_resume_and_replay(monkeypatch, capsys):
+    flags = ("--population-size=256", "--chunk-size=auto", "--generations=2", "--validation-prompts=2")
+    killed(monkeypatch, lambda: main("--run-dir=cut", *flags), at=1)
+    assert cli.main(["distill", "--run-dir=cut", "--resume"]) == 0
+    assert cli.main(["replay", "cut"]) == 0
+    recorded = json.loads(Path("cut/config.json").read_text())
+    assert recorded["chunk_size"] > 128 and json.loads(capsys.readouterr().out.splitlines()[-1])["differing"] == []
+
+
+def test_another_teacher_is_another_run(capsys):
+    assert main("--run-dir=run", "--generations=1") == 0
+    teacher = load("teacher.safetensors")
+    teacher["ln_out"]["bias"] = teacher["ln_out"]["bias"] + 1  # of nothing that learns
+    save(teacher, "teacher.safetensors")
+    capsys.readouterr()
+    assert cli.main(["replay", "run"]) == 2
+    assert "teacher" in capsys.readouterr().err
+
+
 def test_a_journal_makes_its_learner():
     _, own = made()
     learner = learner_of(own.job.header(environment()))
@@ -178,8 +197,13 @@ def test_the_gap_that_was_closed():
         (["--levels=128"], "expected --levels in [1, 127], got 128"),
         (["--alpha=0"], "expected --alpha in (0, 1), got 0"),
         (["--beta2-shift=9"], "expected --beta2-shift of at most 8"),
-        (["--quantised=nothing/*"], "expected leaves of nothing/* to quantise, got none"),
-        (["--quantised=blocks/ln1/*"], "expected"),
+        (["--quantised=nothing/*"], "expected --quantised patterns of emb/weight, "),
+        (["--quantised=blocks/att/*"], "got blocks/att/"),
+        (
+            ["--beta1-shift=1", "--beta2-shift=1", "--alpha=0.003"],
+            "expected --beta1-shift and --beta2-shift with which",
+        ),
+        (["--rank=517"], "expected --rank of at most 516"),
         (["--trainable=nothing"], "expected trainable patterns that match a leaf, got 'nothing/int8'"),
         (["--rank=64"], "lower the rank"),
         (["--update=rows"], "expected --update auto, redraw or reduce"),

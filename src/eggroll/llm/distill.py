@@ -6,7 +6,6 @@ Source: arXiv 2511.16652, int8 distillation.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -102,11 +101,11 @@ class _Measure:
         batch = prompts.validation
         answers = prompts.answers(batch, config.tokens)
         self._held_out = tuple(part[0] for part in (batch.tokens, batch.mask, *answers))
-        self._sums = jax.jit(functools.partial(_sums, teacher))
+        self._teacher, self._sums = teacher, jax.jit(_sums)
         self.shown = self._score.shown
 
     def __call__(self, params: Params) -> Metrics:
-        likelihood, apart, count = np.asarray(self._sums(params, *self._held_out), np.float64)
+        likelihood, apart, count = np.asarray(self._sums(self._teacher, params, *self._held_out), np.float64)
         score = self._score(params)
         return {"perplexity": math.exp(-likelihood / count), "kl": float(apart / count), **score}
 

@@ -50,6 +50,7 @@ class DistillConfig(TaskSettings):
             raise UsageError("expected --teacher, got none; give float weights or a run of eggroll finetune")
         expect(1 <= self.levels <= 127, "levels", "in [1, 127]", self.levels)
         expect(0 <= self.inputs <= 127, "inputs", "in [0, 127]", self.inputs)
+        expect(self.rank <= 516, "rank", "of at most 516, whose sums float32 holds", self.rank)
         expect(0 <= self.reach <= 256, "reach", "in [0, 256]", self.reach)
         expect(0 < self.alpha < 1, "alpha", "in (0, 1)", self.alpha)
         expect(0 < self.alpha_decay <= 1, "alpha_decay", "in (0, 1]", self.alpha_decay)

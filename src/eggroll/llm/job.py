@@ -58,10 +58,10 @@ def prepared(config: FinetuneConfig) -> tuple[FinetuneConfig, Prepared]:
         return config, _made(config, prompts, params, learner, evaluate, None)
     try:
         population = population_of(config, prompts, params)
-        population.es.init(params, config.seed)
+        state = population.es.init(params, config.seed)  # in memory while chunks are measured, as later
         population = chunked(population, params, config.prompts * config.samples)
         config = dataclasses.replace(config, chunk_size=population.es.chunk_size or "auto")
-        learner = strategy_learner(population.es, population.es.init(params, config.seed))
+        learner = strategy_learner(population.es, state)
     except ValueError as error:  # a pattern or a rank that does not fit this model
         raise UsageError(str(error)) from None
     return config, _made(config, prompts, params, learner, make_evaluator(population), population)

@@ -2,8 +2,8 @@
 
 A leaf's gradient is `Z = Σ_p w_p·A_p·B_pᵀ` over integers w, A and B, summed exactly; so are its mean and variance, by
 which it is z-scored. What follows is elementwise, and each of its float32 sums and comparisons is of exact products
-(moments have 8 bits, their decays are powers of two): whether a compiler joins a product with a sum changes no bit.
-The result is the same on any number of devices.
+(scale, moments and level have 8 bits, decays are powers of two): whether a compiler joins a product with a sum changes
+no bit, and roundings to bfloat16 are told to it as such. The result is the same on any number of devices.
 
 Source: arXiv 2511.16652, int8 distillation (Adam moments in bf16, z-scored, threshold → ±1).
 """
@@ -27,7 +27,8 @@ from eggroll.core.distribution import LeafPlan, Plan
 from eggroll.core.draws import Factors, draw_noise
 from eggroll.integer.sums import Words, add_to, collect, settled, zero_words
 
-WEIGHT_UNIT, MOST_WEIGHT = 32, 127
+STEPS, MOST_WEIGHT = 32, 127
+"""Steps of a weight to the deviation of a generation's weights, and the most of them."""
 _EXACT = 2**24
 _LIMB = 16
 _ROWS = 2**14
@@ -70,8 +71,10 @@ def bounds_of(value: np.ndarray, exact: np.ndarray, reach: float, levels: int) -
 
 
 def integer_weights(weights: Float[np.ndarray, " pairs"]) -> Float[np.ndarray, " pairs"]:
-    """Weights of pairs in steps of 1/32, at most ±127 of them: whole numbers, which float16 holds."""
-    return np.clip(np.rint(weights * WEIGHT_UNIT), -MOST_WEIGHT, MOST_WEIGHT).astype(np.float32)
+    """Weights of pairs in 32nds of their root mean square, at most ±127: whole numbers, which float16 holds."""
+    unit = float(np.sqrt(np.mean(np.square(weights, dtype=np.float64)))) / STEPS
+    whole = np.rint(weights / unit) if unit > 0 else np.zeros_like(weights)
+    return np.clip(whole, -MOST_WEIGHT, MOST_WEIGHT).astype(np.float32)
 
 
 def start_moments(leaves: Sequence[Array | np.ndarray]) -> list[Moments]:
@@ -80,8 +83,8 @@ def start_moments(leaves: Sequence[Array | np.ndarray]) -> list[Moments]:
 
 
 def chance_level(alpha: float, generation: int, decays: Decays) -> float:
-    """`L` such that `m² ≥ L·v` holds for a share `alpha` of weights that have no gradient and have not moved yet; as
-    moments of those that move are spent, a third as many move in the long run.
+    """`L` such that `m² ≥ L·v` holds for at most a share `alpha` of weights that have no gradient. As moments of those
+    that move are spent, fewer move in the long run.
 
     `m` is then a sum of so many independent z-scores, `v` on its way from 0 to their variance of 1; L is rounded to
     8 bits, so that its product with `v` is exact.
@@ -91,6 +94,13 @@ def chance_level(alpha: float, generation: int, decays: Decays) -> float:
     variance = (1 - keep) / (1 + keep) * (1 - keep ** (2 * steps))
     quantile = NormalDist().inv_cdf(1 - max(alpha, 1e-12) / 2)
     return float(np.float32(jnp.bfloat16(quantile**2 * variance / (1 - keep_square**steps))))
+
+
+def most_level(decays: Decays) -> float:
+    """What no `m²/v` is above, by the inequality of Cauchy and Schwarz: from there on no level lets a weight move."""
+    first, second = 1 - 2.0**-decays.first, 1 - 2.0**-decays.second
+    kept = first**2 / second
+    return (1 - first) ** 2 / (1 - second) / (1 - kept) if kept < 1 else math.inf
 
 
 def weighted_sums(
@@ -173,8 +183,25 @@ def z_scored(z: Int32[Array, " ..."]) -> Float[Array, " ..."]:
     high, low = jnp.abs(away) >> 14, jnp.abs(away) & 0x3FFF  # squares of 28 bits, which fit
     parts = [_as_float(total(part)) for part in (high * high, high * low, low * low)]
     squares = (parts[0] * 2.0**13 + parts[1]) * 2.0**15 + parts[2]
-    scale = jnp.where(squares > 0, np.float32(math.sqrt(z.size)) / jnp.sqrt(jnp.maximum(squares, 1.0)), 0.0)
-    return (away.astype(jnp.float32) * scale).astype(jnp.bfloat16)
+    return _half(away.astype(jnp.float32) * _inverse_root(squares, z.size))
+
+
+def _inverse_root(squares: Float[Array, ""], count: int) -> Float[Array, ""]:
+    """The largest number of 8 bits whose square times `squares` is at most `count`; 0 of 0.
+
+    Found among the neighbours of what the backend's own root says, which is not rounded alike everywhere, by products
+    that are.
+    """
+    near = lax.reduce_precision(math.sqrt(count) * lax.rsqrt(jnp.maximum(squares, 1.0)), 8, 7)
+    bits = lax.bitcast_convert_type(near, jnp.int32) + 2**16 * jnp.arange(-2, 3)  # steps of a number of 8 bits
+    found = lax.bitcast_convert_type(bits, jnp.float32)
+    fits = (found * found) * squares <= count
+    return jnp.where(squares > 0, jnp.where(fits, found, 0.0).max(), 0.0)
+
+
+def _half(x: Float[Array, " ..."]) -> Float[Array, " ..."]:
+    """Rounded to bfloat16; told twice, since a compiler may leave out a conversion there and back."""
+    return lax.reduce_precision(x, 8, 7).astype(jnp.bfloat16)
 
 
 def moved(
@@ -193,8 +220,8 @@ def moved(
     """
     g, m, v = (x.astype(jnp.float32) for x in (gradient, *moments))
     first, second = 2.0**-decays.first, 2.0**-decays.second
-    m = (m * (1 - first) + g * first).astype(jnp.bfloat16)
-    v = (v * (1 - second) + g * g * second).astype(jnp.bfloat16)
+    m = _half(m * (1 - first) + g * first)
+    v = _half(v * (1 - second) + g * g * second)
     wide, wide_square = m.astype(jnp.float32), v.astype(jnp.float32)
     goes = (wide * wide >= level * wide_square) & (wide != 0)
     step = jnp.where(goes, jnp.sign(wide), 0).astype(jnp.int32)

@@ -101,7 +101,7 @@ class Prompts:
                 if not example.answer:
                     raise UsageError(
                         f"expected answers to learn from in {self.task.name}, got none to {example.prompt[:40]!r}; "
-                        "train on rewards"
+                        "give a task with answers, or train on rewards"
                     )
                 row = [*self.tokenizer.encode(example.answer), self.tokenizer.end][:length]
                 tokens[g, p, : len(row)], mask[g, p, : len(row)] = row, True

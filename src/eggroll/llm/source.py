@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from eggroll.core.distribution import leaf_paths, matches
 from eggroll.core.errors import UsageError
 from eggroll.llm.checkpoint import load, save
 from eggroll.llm.config import TINY, FinetuneConfig
@@ -46,6 +47,12 @@ def load_student(config: DistillConfig) -> tuple[Params, Params, Tokenizer]:
     teacher, tokenizer = find_model(config.teacher, config.tokenizer, config.seed)
     if has_int8(teacher):
         raise UsageError(f"expected float weights of a teacher in {config.teacher}, got int8; give the float model")
+    unknown = [pattern for pattern in config.quantised if not any(matches([pattern], path) for path in LINEAR)]
+    stray = [path for path in leaf_paths(teacher) if path not in LINEAR and matches(config.quantised, path)]
+    if unknown or stray:
+        raise UsageError(
+            f"expected --quantised patterns of {', '.join(LINEAR)}, got {(unknown or stray)[0]}; choose some of these"
+        )
     teacher = converted(teacher, "float32")
     try:
         return teacher, quantised(teacher, config.levels, config.quantised or LINEAR, inputs=config.inputs), tokenizer

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import functools
+import hashlib
+import json
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from eggroll.core import noise
 from eggroll.core.distribution import leaf_paths
 from eggroll.core.errors import UsageError
+from eggroll.core.mesh import place
 from eggroll.core.state import seed_words
 from eggroll.core.strategy import EvolutionStrategy
 from eggroll.llm.distill_config import DistillConfig
@@ -25,6 +28,7 @@ from eggroll.llm.lattice import (
     bounds_of,
     chance_level,
     integer_weights,
+    most_level,
     start_moments,
     update,
 )
@@ -34,8 +38,10 @@ from eggroll.llm.rwkv7 import Params, read
 from eggroll.runs.evolution import mesh_of, sigma_at
 from eggroll.runs.job import Learner
 from eggroll.runs.metrics import Metrics
-from eggroll.runs.trees import nested
+from eggroll.runs.trees import nested, sha256_by_leaf
 
+_LATE = 10_000
+"""A generation at which moments have long forgotten their start."""
 Lattice = dict[str, Any]
 """What a student learns: path → int8 leaf, "blocks/att/key/weight/int8"."""
 
@@ -56,6 +62,7 @@ class Student:
         self.plan = self.strategy.plan(start)
         self._flat = dict(zip(leaf_paths(start), map(jnp.asarray, jax.tree.leaves(start)), strict=True))
         self.paths = [leaf.path for leaf in self.plan if not leaf.frozen]
+        self.teacher = _digest(teacher)
         exact = dict(zip(leaf_paths(teacher), jax.tree.leaves(teacher), strict=True))
         self.bounds = [self._bounds(path, exact[path.removesuffix("/int8")], config) for path in self.paths]
 
@@ -72,6 +79,11 @@ class Student:
         """The whole tree."""
         leaves: dict[str, Any] = {**self._flat, **lattice}
         return nested(leaves)
+
+
+def _digest(tree: Params) -> str:
+    """SHA-256 over those of all leaves."""
+    return hashlib.sha256(json.dumps(sha256_by_leaf(tree), sort_keys=True).encode()).hexdigest()
 
 
 def _strategy(start: Params, config: DistillConfig) -> EvolutionStrategy:
@@ -129,14 +141,14 @@ def answer_log_probabilities(
 
 def population_of(config: DistillConfig, prompts: Prompts, teacher: Params, student: Student) -> Population:
     """Members are worth −KL to the teacher on the task's answers."""
-    teach = jax.jit(jax.vmap(functools.partial(answer_log_probabilities, teacher)))
+    teach = jax.jit(jax.vmap(answer_log_probabilities, in_axes=(None, 0, 0, 0, 0)))
 
     def fitness(params: Params, key: Any, *batch: Any) -> tuple[Any, Any]:
         return jnp.float32(0), -divergence(params, *batch)
 
     def arguments(batch: Batch) -> tuple[Any, ...]:
         answers, known = prompts.answers(batch, config.tokens)
-        return answers, known, teach(batch.tokens, batch.mask, answers, known)
+        return answers, known, teach(teacher, batch.tokens, batch.mask, answers, known)
 
     def worth(aux: Any, batch: Batch, first: int) -> tuple[np.ndarray, np.ndarray]:
         values = np.asarray(aux, np.float32)
@@ -156,12 +168,21 @@ def learner_for(config: DistillConfig, student: Student) -> Learner[Lattice]:
     decays = Decays(config.beta1_shift, config.beta2_shift)
     mesh = None if config.update == "redraw" else mesh_of(config)
     paths, seed = student.paths, seed_words(config.seed)
+    if not chance_level(config.alpha, _LATE, decays) < most_level(decays):
+        raise UsageError(
+            f"expected --beta1-shift and --beta2-shift with which a gradient can pass the threshold of --alpha "
+            f"{config.alpha}, got {config.beta1_shift} and {config.beta2_shift}; raise one of the three"
+        )
+    put = lambda leaf: leaf if mesh is None else place(mesh, leaf, PartitionSpec())
     moments = dict(zip(paths, start_moments(list(student.start.values())), strict=True))
+    start, moments, bounds = jax.tree.map(put, (student.start, moments, student.bounds))
 
     @jax.jit
-    def step(lattice: Lattice, moments: dict[str, Moments], weights: Any, level: Any, generation: Any) -> Any:
+    def step(
+        lattice: Lattice, moments: dict[str, Moments], bounds: Any, weights: Any, level: Any, generation: Any
+    ) -> Any:
         leaves, kept = [lattice[path] for path in paths], [moments[path] for path in paths]
-        settings = {"decays": decays, "bounds": student.bounds, "mesh": mesh, "seed": seed, "generation": generation}
+        settings = {"decays": decays, "bounds": bounds, "mesh": mesh, "seed": seed, "generation": generation}
         new, after, count = update(student.plan, leaves, kept, weights, level, **settings)
         return dict(zip(paths, new, strict=True)), dict(zip(paths, after, strict=True)), count
 
@@ -172,10 +193,11 @@ def learner_for(config: DistillConfig, student: Student) -> Learner[Lattice]:
         level = np.float32(chance_level(alpha, generation, decays))
         kept = {path: Moments(*own) for path, own in optimizer.items()}
         whole = np.asarray(weights, np.int32)
-        new, after, count = step(lattice, kept, whole, level, np.int32(generation))
+        lattice, kept = jax.tree.map(put, (lattice, kept))  # they come from a snapshot where a run goes on
+        new, after, count = step(lattice, kept, bounds, whole, level, np.int32(generation))
         return new, after, {"alpha": alpha, "moved_share": int(count) / size}
 
-    return Learner(student.start, moments, updater, "float16", config.population_size // 2, _settings(config, student))
+    return Learner(start, moments, updater, "float16", config.population_size // 2, _settings(config, student))
 
 
 def _settings(config: DistillConfig, student: Student) -> dict[str, Any]:
@@ -195,11 +217,12 @@ def _settings(config: DistillConfig, student: Student) -> dict[str, Any]:
             "levels": config.levels,
             "reach": config.reach,
         },
-        "shaping": "group_per_prompt, in steps of 1/32",
+        "shaping": "group_per_prompt, in 32nds of its root mean square",
         "noise": noise.noise_version([leaf.law for leaf in student.plan if not leaf.frozen]),
         "noise_reuse": 1,
         "trainable": student.paths,
+        "teacher": student.teacher,
         "group_size": config.group,
-        "chunk_size": student.strategy.chunk_size,
+        "chunk_size": config.chunk_size,
         "seed": config.seed,
     }
