@@ -15,10 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-TASK = '{"numbers": [2, 3], "maximum": 50, "target_maximum": 99, "train_size": 1000000, "test_size": 4096}'
+TASK = '{"numbers": [2, 3], "maximum": 50, "target_maximum": 99, "train_size": 1000000, "test_size": 16384}'
 TEACHER = ["--algorithm=supervised", "--prompts=128", "--learning-rate=0.004", "--learning-rate-decay=0.988",
            "--generations=300", "--validate-every=150", "--validation-prompts=512"]  # fmt: skip
-STUDENT = ["--validation-prompts=4096", "--validate-every=25", "--generations=100000"]
+STUDENT = ["--prompts=4", "--validation-prompts=16384", "--validate-every=150", "--beta1-shift=7", "--beta2-shift=7",
+           "--alpha-decay=0.998", "--generations=100000"]  # fmt: skip
 LEVELS = (127, 7)
 
 

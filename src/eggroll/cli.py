@@ -9,6 +9,7 @@ import importlib.util
 import io
 import itertools
 import json
+import os
 import platform
 import re
 import sys
@@ -28,6 +29,7 @@ _EXTRAS = {
     "llm": ("math_verify", "reasoning_gym", "tokenizers"),
     "ray": ("ray",),
     "track": ("tensorboardX", "wandb"),
+    "vllm": ("torch", "transformers", "vllm"),
 }
 
 
@@ -105,6 +107,16 @@ def distill(arguments: Sequence[str]) -> int:
     from eggroll.llm.distill_config import DistillConfig
 
     return _train_model("distill", DistillConfig, run, arguments, started)
+
+
+def vllm(arguments: Sequence[str]) -> int:
+    """fine-tune a Hugging Face transformer on rewards, on vLLM engines"""
+    started = time.perf_counter()
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the devices are the engines'
+    from eggroll.vllm.config import VllmConfig
+    from eggroll.vllm.job import vllm as run
+
+    return _train_model("vllm", VllmConfig, run, arguments, started)
 
 
 def _train_model(command: str, kind: Any, run: Callable[..., Any], arguments: Sequence[str], started: float) -> int:
@@ -199,6 +211,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "marl": marl,
     "finetune": finetune,
     "distill": distill,
+    "vllm": vllm,
     "chat": chat,
     "worker": worker,
     "replay": replay,
@@ -214,6 +227,7 @@ LEARNERS = {
     "marl": "eggroll.rl.job",
     "finetune": "eggroll.llm.job",
     "distill": "eggroll.llm.distill",
+    "vllm": "eggroll.vllm.job",
 }
 """Job → module whose `learner_of` makes its learner of a journal's header, and `worker_job` the job for a worker."""
 

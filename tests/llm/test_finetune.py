@@ -18,11 +18,11 @@ from eggroll.llm.job import prepared, worker_job
 from eggroll.llm.population import range_work
 from eggroll.llm.quantise import converted
 from eggroll.llm.rwkv7 import Sizes
-from eggroll.llm.score import pass_at
 from eggroll.runs import snapshots
 from eggroll.runs.environment import environment
 from eggroll.runs.folder import RunFolder
 from eggroll.runs.trees import as_arrays
+from eggroll.tasks.score import pass_at
 from tests import compiled
 from tests.heavy import heavy_but
 from tests.llm.models import noisy

@@ -100,16 +100,29 @@ def ray_workers(
     Raises:
       UsageError: Ray is not installed, cannot be reached, or has no room for a single worker.
     """
+    with started_ray(placement) as ray:
+        fleet = Fleet(ray, placement, (coordinator, token, build), say)
+        try:
+            yield fleet
+        finally:
+            fleet.stop()
+
+
+@contextmanager
+def started_ray(placement: Placement) -> Iterator[Any]:
+    """The module ray, connected to a cluster, or to one of its own on this machine with room for the workers.
+
+    Raises:
+      UsageError: Ray is not installed, or cannot be reached.
+    """
     check_ray(placement.address)
     _settle_environment(placement)
     import ray
 
     _start_ray(ray, placement)
-    fleet = Fleet(ray, placement, (coordinator, token, build), say)
     try:
-        yield fleet
+        yield ray
     finally:
-        fleet.stop()
         with contextlib.suppress(Exception):
             ray.shutdown()
 

@@ -7,8 +7,7 @@ from typing import Any
 
 from eggroll.core.errors import UsageError
 from eggroll.llm.config import TaskSettings
-from eggroll.runs.evolution import expect
-from eggroll.runs.settings import check_at_least
+from eggroll.runs.settings import check_at_least, expect
 
 
 @dataclass(frozen=True)

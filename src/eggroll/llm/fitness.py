@@ -16,9 +16,10 @@ from eggroll.llm.evolve import distribution_for, patterns_of
 from eggroll.llm.generate import Completions, Sampling, generate, log_probabilities
 from eggroll.llm.population import Fitness, Judge, Population
 from eggroll.llm.prompts import Batch, Prompts
-from eggroll.llm.score import pass_at, rewards
+from eggroll.llm.score import rewards
 from eggroll.runs.evolution import learning_rate_at, mesh_of, sigma_at
 from eggroll.runs.metrics import Metrics
+from eggroll.tasks.score import pass_at
 
 
 def optimizer_of(config: FinetuneConfig) -> optax.GradientTransformation:

@@ -11,9 +11,8 @@ from eggroll.core.errors import UsageError
 from eggroll.llm.config import TaskSettings
 from eggroll.llm.tokenizers import Tokenizer
 from eggroll.tasks.base import Example, Task
+from eggroll.tasks.choice import held_out, of_generation
 
-_TRIES = 100
-"""Draws for one prompt that is short enough."""
 _ROUND = 8
 """The found length of prompts is a multiple of this."""
 
@@ -45,10 +44,7 @@ class Prompts:
     def __init__(self, task: Task, tokenizer: Tokenizer, config: TaskSettings) -> None:
         self.task, self.tokenizer, self.seed = task, tokenizer, config.seed
         self.groups, self.count = config.groups, config.prompts
-        held_out = range(min(task.size("test"), config.validation_prompts))
-        if not held_out or not task.size("train"):
-            raise UsageError(f"expected examples to train on and to test with in {task.name}, got none; give more data")
-        known = [task.example("test", index) for index in held_out]
+        known = held_out(task, config.validation_prompts)
         longest = max(len(tokenizer.encode(example.prompt)) for example in known)
         self.length = config.prompt_tokens or -(-longest // _ROUND) * _ROUND
         kept = [example for example in known if self.fits(example)]
@@ -64,18 +60,8 @@ class Prompts:
 
     def of_generation(self, generation: int) -> Batch:
         """Those of every group."""
-        generator = np.random.Generator(np.random.Philox(key=[self.seed, generation]))
-        return self.arrays([[self._draw(generator) for _ in range(self.count)] for _ in range(self.groups)])
-
-    def _draw(self, generator: np.random.Generator) -> Example:
-        for _ in range(_TRIES):
-            example = self.task.example("train", int(generator.integers(self.task.size("train"))))
-            if self.fits(example):
-                return example
-        raise UsageError(
-            f"expected prompts of at most {self.length} tokens in {self.task.name}, got none in {_TRIES} draws; raise "
-            "--prompt-tokens"
-        )
+        chosen = of_generation(self.task, self.seed, generation, (self.groups, self.count), self.fits)
+        return self.arrays(chosen)
 
     def arrays(self, examples: Sequence[Sequence[Example]]) -> Batch:
         """Examples of each group, as many in every one, as arrays."""

@@ -11,8 +11,9 @@ import numpy as np
 from eggroll.llm.fitness import likelihood
 from eggroll.llm.generate import Completions, Sampling, generate
 from eggroll.llm.prompts import Prompts
-from eggroll.llm.score import RIGHT, distinct_right, pass_at, rewards
+from eggroll.llm.score import rewards, texts_of
 from eggroll.runs.metrics import Metrics
+from eggroll.tasks.score import shown, validation_metrics
 
 SHOWN = 4
 """Answers of a validation that people see."""
@@ -34,7 +35,7 @@ class Validator:
         self._key = jax.random.key(_KEY)
         self._write = jax.jit(lambda params, tokens, mask: generate(params, tokens, mask, self._key, how))
         self._likelihood = jax.jit(likelihood)
-        self._last: list[str] = []
+        self._last = ""
 
     def __call__(self, params: Any) -> Metrics:
         """Accuracy, its standard error over prompts, and what else was asked for."""
@@ -43,35 +44,18 @@ class Validator:
         done = self._write(params, batch.tokens[0], batch.mask[0])
         done = Completions(*map(np.asarray, done))
         found = rewards(self._prompts, examples, done)
-        right = (found >= RIGHT).mean(-1)
-        error = float(right.std(ddof=1)) / len(right) ** 0.5 if len(right) > 1 else 0.0
-        metrics: Metrics = {
-            "accuracy": float(right.mean()),
-            "accuracy_error": error,
-            "reward": float(found.mean()),
-            "answer_length": float(done.lengths.mean()),
-        }
-        if self._how.samples > 1:
-            k = self._pass_k if self._pass_k > 1 else self._how.samples
-            metrics[f"pass_at_{min(k, self._how.samples)}"] = float(pass_at(min(k, self._how.samples), found).mean())
-            metrics["distinct_right"] = distinct_right(self._prompts, examples, done, found)
+        texts = texts_of(self._prompts, done).reshape(found.shape).tolist()
+        task, lengths = self._prompts.task, done.lengths.reshape(found.shape)
+        metrics = validation_metrics(task, examples, texts, found, lengths, self._pass_k)
         if self._answer_tokens:
             answers = self._prompts.answers(batch, self._answer_tokens)
             values = self._likelihood(params, batch.tokens[0], batch.mask[0], *(part[0] for part in answers))
             metrics["log_likelihood"] = float(jnp.mean(values))
-        self._keep(examples, done, found)
+        self._last = shown(examples, [own[0] for own in texts], found[:, 0].tolist(), SHOWN)
         return metrics
-
-    def _keep(self, examples: list[Any], done: Completions, found: np.ndarray) -> None:
-        rows = range(0, min(SHOWN, len(examples)) * self._how.samples, self._how.samples)
-        texts = [self._prompts.read(done.tokens[row], int(done.lengths[row])) for row in rows]
-        self._last = [
-            f"{example.prompt}⟶{text.rstrip()} [{value:g}]"
-            for example, text, value in zip(examples, texts, found[:, 0], strict=False)
-        ]
 
     def shown(self, params: Any) -> str:
         """Some answers of the last validation, each with its reward; the run asks for them right after it."""
         if not self._last:
             self(params)
-        return "\n".join(self._last)
+        return self._last

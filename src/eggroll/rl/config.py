@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from eggroll.core.errors import UsageError
-from eggroll.runs.evolution import EvolutionSettings, expect
-from eggroll.runs.settings import check_at_least
+from eggroll.runs.evolution import EvolutionSettings
+from eggroll.runs.settings import check_at_least, expect
 
 BASELINES = ("ppo", "ippo")
 

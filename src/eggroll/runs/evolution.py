@@ -6,8 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from eggroll.core.errors import UsageError
-from eggroll.runs.settings import RunSettings, check_at_least
+from eggroll.runs.settings import RunSettings, check_at_least, expect
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -62,6 +61,30 @@ class PopulationSettings(RunSettings):
 
 
 @dataclass(frozen=True)
+class GroupSettings(PopulationSettings):
+    """Of those whose members have data in common, group by group."""
+
+    group_size: int = 0
+    """Members that have the same prompts, even; 0: all."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        size, group = self.population_size, self.group
+        fits = group >= 2 and group % 2 == 0 and size % group == 0
+        expect(fits, "group_size", f"even and a divisor of population size {size}", group)
+
+    @property
+    def group(self) -> int:
+        """Members that have the same prompts."""
+        return self.group_size or self.population_size
+
+    @property
+    def groups(self) -> int:
+        """How many sets of prompts a generation has."""
+        return self.population_size // self.group
+
+
+@dataclass(frozen=True)
 class EvolutionSettings(PopulationSettings):
     """Of those that evolve float weights by an optimiser."""
 
@@ -79,16 +102,6 @@ class EvolutionSettings(PopulationSettings):
         expect(0 < self.learning_rate < math.inf, "learning_rate", "> 0", self.learning_rate)
         decay = self.learning_rate_decay
         expect(0 < decay <= 1, "learning_rate_decay", "in (0, 1]", decay)
-
-
-def expect(right: bool, name: str, expected: str, got: object) -> None:
-    """Refuse a setting.
-
-    Raises:
-      UsageError: it is not right.
-    """
-    if not right:
-        raise UsageError(f"expected --{name.replace('_', '-')} {expected}, got {got}; change it")
 
 
 def sigma_at(config: PopulationSettings, generation: Any) -> Any:

@@ -161,6 +161,16 @@ def check_at_least(name: str, value: int, least: int) -> None:
         raise UsageError(f"expected {flag} of at least {least}, got {value}; give a larger number")
 
 
+def expect(right: bool, name: str, expected: str, got: object) -> None:
+    """Refuse a setting.
+
+    Raises:
+      UsageError: it is not right.
+    """
+    if not right:
+        raise UsageError(f"expected --{name.replace('_', '-')} {expected}, got {got}; change it")
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
