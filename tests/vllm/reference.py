@@ -41,10 +41,10 @@ def dense_update(es: eggroll.EvolutionStrategy, state: State, pairs: np.ndarray,
     sigma, size = float(es.sigma), es.population_size
     mean = {name: np.asarray(value, np.float64) for name, value in state.params.items()}
     gradient = {name: np.zeros_like(value) for name, value in mean.items()}
+    nothing = state._replace(params={name: jnp.zeros(value.shape) for name, value in mean.items()})
     for pair, weight in enumerate(pairs):
-        member = es.perturbed(state, 2 * pair)
-        for name, value in member.items():
-            gradient[name] += weight * (np.asarray(value, np.float64) - mean[name]) / sigma
+        for name, value in es.perturbed(nothing, 2 * pair).items():
+            gradient[name] += weight * np.asarray(value, np.float64) / sigma
     count = memory.setdefault("count", 0) + 1
     memory["count"] = count
     new = {}

@@ -124,6 +124,15 @@ class Engine:
         told = self.call("prepare", json.dumps(settings.mean._asdict()))
         self.parts = [[Part.from_json(part) for part in one["parts"]] for one in told]
 
+    def close(self) -> None:
+        """Let devices and processes go."""
+        from vllm.distributed import cleanup_dist_env_and_memory
+
+        with contextlib.suppress(Exception):
+            self.llm.llm_engine.engine_core.shutdown()
+        del self.llm
+        cleanup_dist_env_and_memory()
+
     # ── what its ranks do ──
 
     def call(self, method: str, *arguments: Any) -> list[Any]:

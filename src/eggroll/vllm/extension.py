@@ -25,16 +25,27 @@ PATH = "/nonexistent"
 """Of an adapter that is in memory."""
 
 
-def keep_weights_unpacked() -> None:
-    """On a CPU, vLLM would pack linear weights into a layout of its own and leave an empty one to update."""
+def settle_cpu() -> None:
+    """On a CPU, vLLM would pack linear weights into a layout of its own and leave an empty one to update; and it would
+    choose Triton for experts wherever there are adapters, though these experts have none."""
     from vllm.model_executor.layers.linear import LinearBase
     from vllm.platforms import current_platform
 
-    if current_platform.is_cpu():
-        LinearBase._cpu_skip_gemm_dispatch = True
+    if not current_platform.is_cpu():
+        return
+    LinearBase._cpu_skip_gemm_dispatch = True
+    from vllm.model_executor.layers.fused_moe import unquantized_fused_moe_method as experts
+
+    choose = experts.select_unquantized_moe_backend
+
+    def without_adapters(moe_config: Any) -> Any:
+        moe_config.is_lora_enabled = False
+        return choose(moe_config=moe_config)
+
+    experts.select_unquantized_moe_backend = without_adapters
 
 
-keep_weights_unpacked()
+settle_cpu()
 
 
 def answered(method: Callable[..., Any]) -> Callable[..., tuple[bool, Any]]:

@@ -1,0 +1,33 @@
+"""Tests of real engines need vLLM, in an environment of its own: make test-vllm. Others run anywhere."""
+
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+HERE = importlib.util.find_spec("vllm") is not None
+OF_ENGINES = ["test_blueprint.py", "test_engine.py", "test_parallel.py", "test_ray.py", "test_run.py"]
+collect_ignore = [] if HERE else OF_ENGINES
+
+
+def pytest_report_header() -> str:
+    """Says what is left out."""
+    return "" if HERE else "tests/vllm: those of real engines need vLLM, which is not here: make test-vllm"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """vLLM, transformers and PyTorch warn of each other; our own warnings stay errors."""
+    for item in items:
+        if Path(item.path).name in OF_ENGINES:
+            item.add_marker(pytest.mark.filterwarnings("error:::eggroll"))
+            item.add_marker(pytest.mark.filterwarnings("ignore"))
+
+
+@pytest.fixture(autouse=True)
+def torch_threads() -> None:
+    """One, as engines have."""
+    import torch
+
+    torch.set_num_threads(1)
