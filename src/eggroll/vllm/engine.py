@@ -171,6 +171,10 @@ class Engine:
         """A number for each rank that stands for all its bits."""
         return self.call("digest")
 
+    def parts_held(self) -> list[list[Part]]:
+        """`parts`, as an actor is asked for it."""
+        return self.parts
+
     def save(self) -> list[bytes]:
         """What each rank holds, as a safetensors file; `checkpoint.read_parts` joins them."""
         with tempfile.TemporaryDirectory() as folder:

@@ -55,10 +55,6 @@ class Actor:
             os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
         self._engine = Engine(settings)
 
-    def parts(self) -> list[list[Part]]:
-        """What each rank holds."""
-        return self._engine.parts
-
     def process_id(self) -> int:
         """Of this process."""
         return os.getpid()
@@ -82,7 +78,7 @@ class There:
     @property
     def parts(self) -> list[list[Part]]:
         """What each rank holds; waits until the engine stands."""
-        found: list[list[Part]] = self._get(self._actor.parts.remote(), _START_SECONDS)
+        found: list[list[Part]] = self._get(self._actor.call.remote("parts_held"), _START_SECONDS)
         return found
 
     @property
