@@ -59,20 +59,22 @@ class Crew:
     Args:
       hands: at least one, all at the same start.
       say: takes lines for a person.
-    Attributes:
-      generation: of the weights of all.
-      revived: how many engines had to be started anew.
     """
 
     def __init__(self, hands: Sequence[Hand], say: Callable[[str], None]) -> None:
         self.hands, self._say = list(hands), say
-        self.past, self.revived = Past(None, []), 0
+        self.past, self._lives = Past(None, []), [0] * len(self.hands)
         self.stale: set[int] = set()  # engines that are to take their weights from another
 
     @property
     def generation(self) -> int:
         """How many updates the weights have seen."""
         return self.past.generation
+
+    @property
+    def revived(self) -> int:
+        """How many engines had to be started anew."""
+        return sum(self._lives)
 
     # ── members ──
 
@@ -105,21 +107,22 @@ class Crew:
         """Have each call answered by some engine, the next one by whichever is free."""
         results: dict[int, Any] = {}
         todo = list(range(len(calls)))[::-1]
-        busy: dict[int, tuple[int, Any]] = {}  # engine → call, promise
+        busy: dict[int, tuple[int, Any, int]] = {}  # engine → call, promise, and which of its lives
         while todo or busy:
             for number, hand in enumerate(self.hands):
                 if todo and number not in busy:
                     self._freshen(number)
                     call = todo.pop()
-                    busy[number] = (call, hand.begin(*calls[call]))
+                    busy[number] = (call, hand.begin(*calls[call]), self._lives[number])
             order = list(busy)
             number = order[self.hands[order[0]].first_of([busy[each][1] for each in order])]
-            call, promise = busy.pop(number)
+            call, promise, life = busy.pop(number)
             try:
                 results[call] = self.hands[number].result(promise)
             except EngineError as error:
                 todo.append(call)
-                self._lose(number, error)
+                if life == self._lives[number]:  # nobody has noticed yet
+                    self._lose(number, error)
         return [results[call] for call in range(len(calls))]
 
     # ── weights ──
@@ -172,7 +175,7 @@ class Crew:
     def _lose(self, number: int, error: EngineError) -> None:
         self._say(f"engine {number} is started anew: {error}")
         self.hands[number].revive()
-        self.revived += 1
+        self._lives[number] += 1
         if self.revived > 5 * len(self.hands):
             raise EngineError(f"expected engines that stay, got {self.revived} that failed; the last said: {error}")
         self.stale.add(number)
@@ -185,24 +188,39 @@ class Crew:
         """Bring an engine that was started anew to the weights that hold."""
         while number in self.stale:
             source = next((other for other in range(len(self.hands)) if other not in self.stale), None)
+            if source is not None:
+                self._synchronise(source, number)
+                continue
             try:
-                if source is None:
-                    self._rebuild(number)
-                else:
-                    self._synchronise(source, number)
+                self._rebuild(number)
                 self.stale.discard(number)
             except EngineError as error:
                 self._lose(number, error)
 
     def _synchronise(self, source: int, number: int) -> None:
-        host, ports = self._one(source, "open_ports")
-        ends = [(source, 0), (number, 1)]
-        promises = [
-            (self.hands[one], self.hands[one].begin("synchronise", host, ports, member, 2, self.generation))
-            for one, member in ends
-        ]
-        sent, _ = (hand.result(promise) for hand, promise in promises)
-        self._say(f"engine {number} has taken {sent:,} bytes from engine {source}")
+        """From engine to engine; whoever fails is started anew."""
+        try:
+            host, ports = self._one(source, "open_ports")
+        except EngineError as error:
+            return self._lose(source, error)
+        asked = {source: 0, number: 1}
+        promises = {
+            one: self.hands[one].begin("synchronise", host, ports, member, 2, self.generation)
+            for one, member in asked.items()
+        }
+        sent: dict[int, int] = {}
+        failed: dict[int, EngineError] = {}
+        for one, promise in promises.items():
+            try:
+                sent[one] = self.hands[one].result(promise)
+            except EngineError as error:
+                failed[one] = error
+        for one, why in failed.items():
+            self._lose(one, why)
+        if not failed:
+            self.stale.discard(number)
+            self._say(f"engine {number} has taken {sent[number]:,} bytes from engine {source}")
+        return None
 
     def _rebuild(self, number: int) -> None:
         """Of what was kept, and the updates since."""
