@@ -8,7 +8,7 @@ PROGRAMS := JAX_COMPILATION_CACHE_DIR=$(abspath $(VENV))/programs JAX_PERSISTENT
 PYTEST = $(PROGRAMS) $(BIN)/python -m pytest -q -n auto --dist worksteal
 DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo test test-all lint bench speed laws scaling kill fuzz journal coordinator fleet fleet-simulation rl test-rl clean
+.PHONY: demo test test-all lint bench speed laws scaling kill fuzz journal coordinator fleet fleet-simulation rl test-rl test-vllm test-vllm-slice vllm clean
 
 demo: $(VENV)/.core
 	$(BIN)/eggroll pretrain --preset demo --run-dir $(DEMO)
@@ -72,6 +72,23 @@ test-rl: $(VENV)/.test
 	scripts/install-kinetix.sh
 	$(BIN)/python -m pytest -q -n auto tests/rl
 
+# Real engines, in an environment of their own: vLLM for the CPU.
+test-vllm: .venv-vllm/.done
+	.venv-vllm/bin/python -m pytest -q tests/vllm
+
+# What the gate tries of it: one architecture against dense matrices, long prefixes, two ranks, a run.
+test-vllm-slice: .venv-vllm/.done
+	.venv-vllm/bin/python -m pytest -q tests/vllm -k "(stories and not heavy) or prefix or extension or leaves_what_every_run"
+
+vllm: .venv-vllm/.done
+	.venv-vllm/bin/python benchmarks/engines.py run
+	.venv-vllm/bin/python benchmarks/engines.py table
+	.venv-vllm/bin/python benchmarks/engines.py speed
+
+.venv-vllm/.done: scripts/install-vllm.sh constraints-vllm.txt pyproject.toml
+	PYTHON=$(PYTHON) scripts/install-vllm.sh
+	touch $@
+
 $(VENV)/.core: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("eggroll needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; set PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -83,4 +100,4 @@ $(VENV)/.test: $(VENV)/.core
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) .venv-vllm build dist
