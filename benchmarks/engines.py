@@ -18,8 +18,8 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT.parent / "shared" / "models" / "stories260k"
-STARTS = ("Once upon a time", "One day, a boy", "Lily and Tom", "The sun was", "Tim was a", "A little bird", "Sue had a",
-          "Mom and Dad", "There was a girl", "In the park", "The old man", "It was a cold day")  # fmt: skip
+STARTS = ("Once upon a time", "One day, a boy", "Lily and Tom", "The sun was", "Tim was a",
+          "A little bird", "Mom and Dad", "There was a girl", "In the park", "The old man", "Sue had a", "It was a cold day")  # fmt: skip
 ENDS = ("", " who", " and his", " that", " in the", " with a", " named", " was very")
 REWARDS = {"a dog": "dog", "60 letters": "short", "rhymes with day": "rhyme"}
 FLAGS = ["--population-size=64", "--prompts=8", "--tokens=64", "--generations=30", "--sigma=0.02",

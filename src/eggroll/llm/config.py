@@ -13,7 +13,9 @@ from eggroll.tasks.flags import SampleFlags, TaskFlags
 GRADIENT = ("grpo", "supervised")
 """Algorithms that follow a gradient."""
 TINY = "tiny"
-"""The model that begins with random weights."""
+"""The model that begins with random weights; tiny:LAYERSxWIDTH is one of another size."""
+_WIDTHS = range(32, 1025, 32)
+"""Heads have 32 numbers each."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class FinetuneConfig(TaskSettings, EvolutionSettings, SampleFlags):
     """Fine-tune a language model on a task's rewards, or on its answers."""
 
     model: str = TINY
-    """Weights (.pth, .safetensors or a folder), the folder of a run of this command, or tiny: a million random ones."""
+    """Weights (.pth, .safetensors or a folder), a run's folder, or tiny (tiny:LAYERSxWIDTH): random ones, a million."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the weights while they are trained."""
     algorithm: Literal["auto", "eggroll", "openes", "grpo", "supervised"] = "auto"
@@ -68,6 +70,8 @@ class FinetuneConfig(TaskSettings, EvolutionSettings, SampleFlags):
         self.check_sampling()
         expect(0 < self.clip < 1, "clip", "in (0, 1)", self.clip)
         self._check_baselines()
+        if is_random(self.model):
+            random_size(self.model)
         if self.coordinator:
             raise UsageError("expected eggroll finetune in one process, got --coordinator; use --ray or --listen")
         if self.is_fleet and self.learner in GRADIENT:
@@ -102,5 +106,27 @@ class FinetuneConfig(TaskSettings, EvolutionSettings, SampleFlags):
 def learner_named(algorithm: str, model: str) -> str:
     """What learns under these settings, never auto."""
     if algorithm == "auto":
-        return "supervised" if model == TINY else "eggroll"
+        return "supervised" if is_random(model) else "eggroll"
     return algorithm
+
+
+def is_random(model: str) -> bool:
+    """Whether a model begins with random weights."""
+    return model == TINY or model.startswith(f"{TINY}:")
+
+
+def random_size(model: str) -> tuple[int, int]:
+    """Layers and width of a model that begins with random weights.
+
+    Raises:
+      UsageError: it names none.
+    """
+    if model == TINY:
+        return 4, 128
+    layers, _, width = model.removeprefix(f"{TINY}:").partition("x")
+    numbers = [int(text) if text.isascii() and text.isdecimal() and len(text) < 5 else 0 for text in (layers, width)]
+    if not 1 <= numbers[0] <= 64 or numbers[1] not in _WIDTHS:
+        raise UsageError(
+            f"expected tiny:LAYERSxWIDTH, 1 to 64 layers and a width of 32, 64, … 1024, got {model}; such as tiny:3x64"
+        )
+    return numbers[0], numbers[1]

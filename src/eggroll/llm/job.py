@@ -12,14 +12,14 @@ import jax.numpy as jnp
 
 from eggroll.core.errors import UsageError
 from eggroll.distributed.worker import Built
-from eggroll.llm.config import GRADIENT, TINY, FinetuneConfig
+from eggroll.llm.config import GRADIENT, FinetuneConfig, is_random, random_size
 from eggroll.llm.evolve import patterns_of
 from eggroll.llm.fitness import make_strategy, population_of, sampling_of
 from eggroll.llm.gradient import grpo, supervised
 from eggroll.llm.population import Population, chunked, make_evaluator, range_work
 from eggroll.llm.prompts import Prompts
 from eggroll.llm.running import Prepared, carried_out, job_of, parameter_count
-from eggroll.llm.source import SIZES, keep_weights, load_model
+from eggroll.llm.source import keep_weights, load_model
 from eggroll.llm.validation import Validator
 from eggroll.runs.job import Job, Learner
 from eggroll.runs.loop import Outcome
@@ -91,7 +91,10 @@ def _job(config: FinetuneConfig, prompts: Prompts, learner: Learner[Any], evalua
 def describe(config: FinetuneConfig, prompts: Prompts, params: Any, population: Population | None) -> str:
     """A line for a person."""
     task = prompts.task
-    name = f"random weights ({SIZES.layers} layers of {SIZES.width})" if config.model == TINY else config.model
+    name = config.model
+    if is_random(name):
+        layers, width = random_size(name)
+        name = f"random weights ({layers} layers of {width})"
     what = (
         f"{name}: {parameter_count(params):,} parameters in {config.dtype}; {task.name}: {task.size('train'):,} "
         f"prompts, {len(prompts.validation.examples[0])} held out, of at most {config.prompt_tokens} tokens"

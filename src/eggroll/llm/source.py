@@ -11,7 +11,7 @@ import numpy as np
 from eggroll.core.distribution import leaf_paths, matches
 from eggroll.core.errors import UsageError
 from eggroll.llm.checkpoint import load, save
-from eggroll.llm.config import TINY, FinetuneConfig
+from eggroll.llm.config import FinetuneConfig, is_random, random_size
 from eggroll.llm.distill_config import DistillConfig
 from eggroll.llm.quantise import LINEAR, converted, has_int8, quantised
 from eggroll.llm.rwkv7 import Params, Sizes, random_params, sizes_of
@@ -21,8 +21,6 @@ from eggroll.runs.settings import from_json
 from eggroll.runs.trees import as_arrays, filled, nested
 from eggroll.runs.weights import load_parameters
 
-SIZES = Sizes(4, 128, 4, ByteTokenizer.size, (16, 16, 8, 32))
-"""Of the model with random weights: 1.0 million parameters, a byte a token."""
 WEIGHTS = "model.safetensors"
 """What a run leaves of its mean model at its end, in the published names."""
 Model = tuple[Params, Tokenizer]
@@ -64,15 +62,18 @@ def find_model(name: str, tokenizer: str, seed: int = 0) -> Model:
     """A model as it is stored, and its tokenizer.
 
     Args:
-      name: `TINY`, a file or folder of weights, or the folder of a run: its end, or its newest snapshot.
+      name: tiny or tiny:LAYERSxWIDTH, a file or folder of weights, or the folder of a run: its end, or its newest
+        snapshot.
       tokenizer: as in `tokenizers.load_tokenizer`.
       seed: of random weights.
     Raises:
       UsageError: it cannot be read.
     """
-    if name == TINY:
-        params = jax.tree.map(np.asarray, random_params(SIZES, jax.random.key(seed % 2**32)))
-        return params, load_tokenizer(tokenizer, Path(), SIZES.vocabulary)
+    if is_random(name):
+        layers, width = random_size(name)
+        sizes = Sizes(layers, width, width // 32, ByteTokenizer.size, (16, 16, 8, 32))  # a byte a token
+        params = jax.tree.map(np.asarray, random_params(sizes, jax.random.key(seed % 2**32)))
+        return params, load_tokenizer(tokenizer, Path(), sizes.vocabulary)
     place = Path(name)
     recorded = _recorded(place)
     if recorded is None:
@@ -80,7 +81,7 @@ def find_model(name: str, tokenizer: str, seed: int = 0) -> Model:
         return params, load_tokenizer(tokenizer, place, sizes_of(params).vocabulary)
     params = load(place / WEIGHTS) if (place / WEIGHTS).is_file() else _newest(recorded, place)
     inherited = tokenizer or recorded.tokenizer
-    if inherited or recorded.origin == TINY:
+    if inherited or is_random(recorded.origin):
         return params, load_tokenizer(inherited, Path(), sizes_of(params).vocabulary)
     return params, find_model(recorded.origin, "", recorded.seed)[1]
 
