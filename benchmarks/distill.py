@@ -16,10 +16,11 @@ from pathlib import Path
 import numpy as np
 
 TASK = '{"numbers": [2, 3], "maximum": 50, "target_maximum": 99, "train_size": 1000000, "test_size": 16384}'
-TEACHER = ["--algorithm=supervised", "--prompts=128", "--learning-rate=0.004", "--learning-rate-decay=0.988",
-           "--generations=300", "--validate-every=150", "--validation-prompts=512"]  # fmt: skip
-STUDENT = ["--prompts=4", "--validation-prompts=16384", "--validate-every=150", "--beta1-shift=7", "--beta2-shift=7",
-           "--alpha-decay=0.998", "--generations=100000"]  # fmt: skip
+TEACHER = ["--model=tiny:3x64", "--algorithm=supervised", "--prompts=128", "--learning-rate=0.006",
+           "--learning-rate-decay=0.99", "--generations=300", "--validate-every=150",
+           "--validation-prompts=512"]  # fmt: skip
+STUDENT = ["--population-size=1024", "--prompts=4", "--sigma=0.1", "--validation-prompts=16384",
+           "--validate-every=150", "--generations=100000"]  # fmt: skip
 LEVELS = (127, 7)
 
 
@@ -76,7 +77,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("command", choices=["run", "table"])
     parser.add_argument("--home", type=Path, default=Path("runs/distill-benchmark"))
-    parser.add_argument("--seconds", type=float, default=300.0)
+    parser.add_argument("--seconds", type=float, default=400.0)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--levels", type=int, nargs="*", default=list(LEVELS))
     arguments = parser.parse_args()
