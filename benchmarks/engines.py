@@ -88,7 +88,7 @@ def speed(members: int = 64, prompts: int = 4, tokens: int = 64, repeats: int = 
     row = Row(list(range(5, 15)))
     rows, given = [[row] * prompts] * members, [{"prompt_token_ids": list(row.prompt)}] * (members * prompts)
     asked = SamplingParams(temperature=0, max_tokens=tokens)
-    seconds: dict[str, list[float]] = {name: [] for name in ("members", "plain", "update", "digest")}
+    seconds: dict[str, list[float]] = {name: [] for name in ("members", "plain", "perturb", "update", "digest")}
     rates: dict[str, list[float]] = {"members": [], "plain": []}
     for generation in range(repeats + 1):
         for name in ("members", "plain"):
@@ -102,9 +102,11 @@ def speed(members: int = 64, prompts: int = 4, tokens: int = 64, repeats: int = 
             took = time.perf_counter() - start
             seconds[name].append(took)
             rates[name].append(count / took)
-        for name in ("update", "digest"):
+        for name in ("perturb", "update", "digest"):
             start = time.perf_counter()
-            if name == "update":
+            if name == "perturb":
+                engine.call("perturb", generation, 0.01, 0, members)
+            elif name == "update":
                 engine.update(Step(generation, generation, 0.01, 0.001, members), np.ones(members // 2, np.float32))
             else:
                 engine.digest()
@@ -116,7 +118,7 @@ def speed(members: int = 64, prompts: int = 4, tokens: int = 64, repeats: int = 
     lines = [
         f"members {np.median(rates['members'][1:]):,.0f} tokens/s, plain {np.median(rates['plain'][1:]):,.0f}",
         f"ratio {np.median(ratios):.0%} (each turn: {', '.join(f'{ratio:.0%}' for ratio in ratios)})",
-        f"update and comparison of hashes: {share:.1%} of the members' time",
+        f"adapters, update and hash: {share:.1%} of the members' time",
     ]
     return "\n".join(lines)
 

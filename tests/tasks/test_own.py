@@ -110,3 +110,21 @@ def test_rows_of_other_kinds_are_refused(here, line):
     (here / "b.jsonl").write_text(line)
     with pytest.raises(UsageError, match=r"^expected .* in line 1 of b\.jsonl, got .*; "):
         make_own("my_rewards:length", data="b.jsonl")
+
+
+def test_prompts_of_a_hugging_face_data_set(here):
+    import datasets
+
+    rows = {"prompt": [f"p{number}" for number in range(20)], "wanted": [4] * 20}
+    datasets.Dataset.from_dict(rows).save_to_disk("one")
+    both = {"train": datasets.Dataset.from_dict(rows), "validation": datasets.Dataset.from_dict({"prompt": ["v"]})}
+    datasets.DatasetDict(both).save_to_disk("two")
+    one, two = (make_own("my_rewards:length", data=f"hf:{name}") for name in ("one", "two"))
+    assert (one.size("train"), one.size("test")) == (18, 2)
+    assert one.example("test", 1) == ("p19", {"wanted": 4}, "")
+    assert (two.size("train"), two.example("test", 0).prompt) == (20, "v")
+    datasets.Dataset.from_dict({"question": ["q"]}).save_to_disk("three")
+    with pytest.raises(UsageError, match="expected prompt in line 1 of hf:three"):
+        make_own("my_rewards:length", data="hf:three")
+    with pytest.raises(UsageError, match="a data set at hf:/no/such"):
+        make_own("my_rewards:length", data="hf:/no/such")

@@ -8,7 +8,7 @@ import pytest
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 HERE = importlib.util.find_spec("vllm") is not None
-OF_ENGINES = ["test_blueprint.py", "test_engine.py", "test_parallel.py", "test_ray.py", "test_run.py"]
+OF_ENGINES = [f"test_{name}.py" for name in ("blueprint", "engine", "parallel", "prompts", "ray", "run")]
 collect_ignore = [] if HERE else OF_ENGINES
 
 

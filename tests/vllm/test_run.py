@@ -121,3 +121,11 @@ def test_bad_input_is_one_line(arguments: list[str], says: str, tmp_path: Path) 
     assert finished.returncode == 2
     assert says in finished.stderr.strip().splitlines()[-1]
     assert not (tmp_path / "run").exists()
+
+
+def test_two_engines_of_ray_come_to_the_same_weights(whole: tuple[Path, dict], tmp_path: Path) -> None:
+    place = tmp_path / "run"
+    told = done(vllm(place, "--ray", "--workers=2"))
+    assert told["engines"] == 2 and told["engines_revived"] == 0
+    for name, value in weights(whole[0]).items():
+        np.testing.assert_array_equal(weights(place)[name], value)

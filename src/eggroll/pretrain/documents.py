@@ -7,9 +7,7 @@ file is no text; in a JSON or Hugging Face string it is removed.
 from __future__ import annotations
 
 import glob
-import importlib
 import json
-import logging
 import os
 import sysconfig
 from collections.abc import Callable, Iterator
@@ -19,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from eggroll.core.errors import UsageError
+from eggroll.runs.hub import load_splits
 
 SUFFIXES = (".txt", ".py", ".md", ".jsonl", ".npy")
 _LISTED = " ".join(SUFFIXES)
@@ -205,13 +204,10 @@ def hub_splits(value: str) -> dict[str, Iterator[bytes]]:
       CorpusError: there is no such data set, or no package to read it.
     """
     try:
-        datasets = importlib.import_module("datasets")
+        splits = load_splits(value)
     except ImportError:
         mend = 'run: pip install "eggroll-es[hf]"'
         raise CorpusError(f"the package datasets for {value}", "no such package", mend) from None
-    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)  # it logs each retry of what we then raise
-    try:
-        splits = _load_splits(datasets, value.removeprefix("hf:"))
     except Exception as error:  # the network, the hub and every data set's own builder
         got = f"{type(error).__name__}: {error}"
         mend = "check the name, the config and the network"
@@ -220,15 +216,6 @@ def hub_splits(value: str) -> dict[str, Iterator[bytes]]:
         got = ", ".join(splits) or "none"
         raise CorpusError(f'a split "train" in {value}', got, "choose another data set")
     return {name: _rows(f"{value}/{name}", split) for name, split in splits.items()}
-
-
-def _load_splits(datasets: Any, name: str) -> dict[str, Any]:
-    folder = Path(name).expanduser()
-    if (folder / "dataset_info.json").is_file() or (folder / "dataset_dict.json").is_file():
-        loaded = datasets.load_from_disk(str(folder))
-    else:
-        loaded = datasets.load_dataset(*name.split(":", 1))
-    return dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
 
 
 def _rows(where: str, split: Any) -> Iterator[bytes]:

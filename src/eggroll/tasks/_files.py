@@ -8,11 +8,43 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from eggroll.core.errors import UsageError
+from eggroll.runs.hub import load_splits
 from eggroll.tasks.base import SPLITS
 
 Row = TypeVar("Row")
 
 _MEND = "give one JSON object a line"
+
+
+def read_hub(value: str, convert: Callable[[dict[str, Any]], Row]) -> dict[str, list[Row]]:
+    """The rows of a Hugging Face data set: its splits "train" and "test", or else "validation"; of one split alone the
+    last tenth is the test split.
+
+    Args:
+      value: hf:NAME, hf:NAME:CONFIG or hf:/saved/folder.
+      convert: as in `read_splits`.
+    Raises:
+      UsageError: no such data set, no package to read it, a row that `convert` refuses, or no rows.
+    """
+    try:
+        found = load_splits(value)
+    except ImportError:
+        mend = 'pip install "eggroll-es[hf]"'
+        raise UsageError(f"expected the package datasets for {value}, got no such package; {mend}") from None
+    except Exception as error:  # the network, the hub and every data set's own builder
+        why = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
+        raise UsageError(f"expected a data set at {value}, got {why}; check its name and the network") from None
+    sides = {"train": found.get("train"), "test": found.get("test", found.get("validation"))}
+    named = {split: rows for split, rows in sides.items() if rows is not None}
+    rows = {
+        split: [_converted(value, number, dict(row), convert) for number, row in enumerate(own, 1)]
+        for split, own in named.items()
+    }
+    if not any(rows.values()):
+        raise UsageError(f"expected a split train or test in {value}, got {', '.join(found) or 'none'}; choose another")
+    if len(rows) == 1:
+        return _divided([(None, row) for own in rows.values() for row in own], Path(value))
+    return rows
 
 
 def read_splits(path: Path, convert: Callable[[dict[str, Any]], Row]) -> dict[str, list[Row]]:
@@ -52,6 +84,10 @@ def _row(path: Path, number: int, line: str, convert: Callable[[dict[str, Any]],
         raise UsageError(f"expected JSON in line {number} of {path}, got {line[:40]!r}; {_MEND}") from None
     if not isinstance(value, dict):
         raise UsageError(f"expected an object in line {number} of {path}, got {type(value).__name__}; {_MEND}")
+    return _converted(path, number, value, convert)
+
+
+def _converted(path: Path | str, number: int, value: dict[str, Any], convert: Callable[[dict[str, Any]], Row]) -> Row:
     try:
         return convert(value)
     except UsageError:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from eggroll.core.errors import UsageError
-from eggroll.tasks._files import read_splits
+from eggroll.runs.hub import PREFIX
+from eggroll.tasks._files import read_hub, read_splits
 from eggroll.tasks.base import Example, RowsTask, Task
 
 _NEEDED = "a Task, or a function (prompt, completion, facts) -> reward"
@@ -25,7 +26,8 @@ def make_own(name: str, *, data: str = "", options: Mapping[str, Any] | None = N
         `options` (and `data`, where given) that makes one, if it is a class; or a reward function
         (prompt, completion, facts) -> float in [0, 1], which needs `data`.
       data: for a reward function, JSON Lines with `prompt`, maybe `answer` and `split`; the other fields are facts.
-        Without `split` the last tenth is the test split.
+        Without `split` the last tenth is the test split. Or a Hugging Face data set with such columns, hf:NAME,
+        hf:NAME:CONFIG or hf:/saved/folder.
       options: keyword arguments of a class.
     Raises:
       UsageError: module or name missing; neither a task nor callable; options that it does not take; no data.
@@ -60,7 +62,7 @@ class OwnTask(RowsTask):
         """
         self.name = name
         self._reward = reward
-        self._rows = read_splits(Path(data), _convert)
+        self._rows = read_hub(data, _convert) if data.startswith(PREFIX) else read_splits(Path(data), _convert)
 
     def verify(self, example: Example, completion: str) -> float:
         """What the user's function gives; what that raises is not caught.
