@@ -18,8 +18,8 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT.parent / "shared" / "models" / "stories260k"
-STARTS = ("Once upon a time", "One day, a boy", "Lily and Tom", "The sun was", "Tim was a",
-          "A little bird", "Mom and Dad", "There was a girl", "In the park", "The old man", "Sue had a", "It was a cold day")  # fmt: skip
+STARTS = ("Once upon a time", "One day, a boy", "Lily and Tom", "The sun was", "Tim was a", "A little bird")
+STARTS += ("Mom and Dad", "There was a girl", "In the park", "The old man", "Sue had a", "It was a cold day")
 ENDS = ("", " who", " and his", " that", " in the", " with a", " named", " was very")
 REWARDS = {"a dog": "dog", "60 letters": "short", "rhymes with day": "rhyme"}
 FLAGS = ["--population-size=64", "--prompts=8", "--tokens=64", "--generations=30", "--sigma=0.02",
@@ -112,9 +112,8 @@ def speed(members: int = 64, prompts: int = 4, tokens: int = 64, repeats: int = 
                 engine.digest()
             seconds[name].append(time.perf_counter() - start)
     ratios = np.array(rates["members"][1:]) / np.array(rates["plain"][1:])
-    share = np.median(np.array(seconds["update"][1:]) + np.array(seconds["digest"][1:])) / np.median(
-        seconds["members"][1:]
-    )
+    after = np.sum([seconds[name][1:] for name in ("perturb", "update", "digest")], axis=0)
+    share = np.median(after) / np.median(seconds["members"][1:])
     lines = [
         f"members {np.median(rates['members'][1:]):,.0f} tokens/s, plain {np.median(rates['plain'][1:]):,.0f}",
         f"ratio {np.median(ratios):.0%} (each turn: {', '.join(f'{ratio:.0%}' for ratio in ratios)})",
