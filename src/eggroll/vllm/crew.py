@@ -146,7 +146,6 @@ class Crew:
         Raises:
           EngineError: two differ.
         """
-        self._all_freshen()
         digests = self._of_all("digest")
         if any(digest != digests[0] for digest in digests):
             raise EngineError(
@@ -162,8 +161,7 @@ class Crew:
 
     def save(self) -> list[bytes]:
         """What each rank of one engine holds."""
-        self._freshen(0)
-        found: list[bytes] = self._one(0, "save")
+        found: list[bytes] = self._spread([("save",)])[0]
         return found
 
     def keep(self, kept: bytes) -> None:
@@ -234,5 +232,17 @@ class Crew:
         return hand.result(hand.begin(method, *arguments))
 
     def _of_all(self, method: str) -> list[Any]:
-        promises = [hand.begin(method) for hand in self.hands]
-        return [hand.result(promise) for hand, promise in zip(self.hands, promises, strict=True)]
+        """What every engine says; asked again where one has died."""
+        while True:
+            self._all_freshen()
+            promises = [hand.begin(method) for hand in self.hands]
+            found, lost = [], dict[int, EngineError]()
+            for number, promise in enumerate(promises):
+                try:
+                    found.append(self.hands[number].result(promise))
+                except EngineError as error:
+                    lost[number] = error
+            for number, why in lost.items():
+                self._lose(number, why)
+            if not lost:
+                return found

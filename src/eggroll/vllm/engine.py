@@ -29,8 +29,8 @@ _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM takes as the largest rank."""
 
 
-class EngineError(RuntimeError):
-    """The engine failed, and what it holds is not to be used any more."""
+class EngineError(UsageError):
+    """The engine failed, and what it holds is not to be used any more; one line."""
 
 
 @dataclass(frozen=True)

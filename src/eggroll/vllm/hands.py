@@ -100,8 +100,8 @@ class There:
             return self._ray.get(promise, timeout=seconds)
         except errors.RayTaskError as error:
             cause = error.cause if isinstance(getattr(error, "cause", None), Exception) else error
-            if isinstance(cause, UsageError):
-                raise cause from None
+            if isinstance(cause, UsageError) and not isinstance(cause, EngineError):
+                raise cause from None  # such as settings that vLLM refuses: another engine would too
             raise EngineError(reason(cause)) from None
         except errors.RayError as error:
             raise EngineError(reason(error)) from None
