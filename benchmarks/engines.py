@@ -22,7 +22,7 @@ STARTS = ("Once upon a time", "One day, a boy", "Lily and Tom", "The sun was", "
 STARTS += ("Mom and Dad", "There was a girl", "In the park", "The old man", "Sue had a", "It was a cold day")
 ENDS = ("", " who", " and his", " that", " in the", " with a", " named", " was very")
 REWARDS = {"a dog": "dog", "60 letters": "short", "rhymes with day": "rhyme"}
-FLAGS = ["--population-size=64", "--prompts=8", "--tokens=64", "--generations=30", "--sigma=0.02",
+FLAGS = ["--population-size=64", "--prompts=4", "--tokens=48", "--generations=30", "--sigma=0.02",
          "--learning-rate=0.003", "--validation-prompts=32", "--validate-every=5"]  # fmt: skip
 
 

@@ -117,6 +117,7 @@ def test_lost_processes_and_going_on(processes, whole):
     assert left_by(run) == left_by(whole)
 
 
+@pytest.mark.heavy
 def test_two_hosts_and_a_cut_cable(processes, whole):
     """Hosts that share nothing but a cable; each tells that the other is lost, and together they go on."""
     if os.geteuid() or shutil.which("ip") is None:

@@ -17,6 +17,7 @@ def example() -> types.ModuleType:
     return load("examples/backprop_transformer.py")
 
 
+@pytest.mark.heavy
 def test_both_optimisers_improve(example: types.ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "data.txt").write_text("the quick brown fox jumps over the lazy dog. " * 200)
     sizes = {"width": 32, "layers": 1, "context": 16, "batch": 8, "seconds": 0.7, "validate-every": 0.5}
