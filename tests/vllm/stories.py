@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 WORDS = ("day", "play", "say", "way", "away", "stay", "today", "may", "gray", "clay")
 
 
 def dog(prompt: str, completion: str, facts: Any) -> float:
-    """A dog is mentioned."""
-    return float("dog" in completion.lower())
+    """A dog is mentioned, as a word."""
+    return float(re.search(r"\b(dog|dogs)\b", completion.lower()) is not None)
 
 
 def short(prompt: str, completion: str, facts: Any) -> float:
