@@ -12,12 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eggroll import cli
+from eggroll.core.errors import UsageError
 from eggroll.llm.checkpoint import load, save
 from eggroll.llm.config import FinetuneConfig
 from eggroll.llm.job import prepared, worker_job
 from eggroll.llm.population import range_work
 from eggroll.llm.quantise import converted
-from eggroll.llm.rwkv7 import Sizes
+from eggroll.llm.rwkv7 import Sizes, sizes_of
+from eggroll.llm.source import find_model
 from eggroll.runs import snapshots
 from eggroll.runs.environment import environment
 from eggroll.runs.folder import RunFolder
@@ -217,3 +219,15 @@ def test_sharded_members_are_worth_the_same():
         _, made = prepared(cli._parse(FinetuneConfig, "finetune", flags))
         runs[devices] = made.job.evaluate(made.job.start(), 0)
     np.testing.assert_array_equal(runs[1].weights, runs[2].weights)
+
+
+@pytest.mark.parametrize("model", ["tiny:", "tiny:3", "tiny:0x64", "tiny:3x60", "tiny:ax64", "tiny:65x64"])
+def test_sizes_that_no_random_model_has(model: str) -> None:
+    with pytest.raises(UsageError, match="tiny:LAYERSxWIDTH"):
+        FinetuneConfig(model=model)
+
+
+def test_a_random_model_of_another_size() -> None:
+    params, tokenizer = find_model("tiny:2x32", "", 1)
+    assert sizes_of(params)[:3] == (2, 32, 1) and tokenizer.encode("a") == [97]
+    assert FinetuneConfig(model="tiny:2x32").learner == "supervised"
