@@ -105,12 +105,21 @@ def test_parts_move_as_the_whole(by_row: bool, optimizer: str, rank: int, pairs:
             )
             for part in halves(leaf, by_row=by_row)
         ]
+        axis, clear = 0 if by_row else 1, torch.ones(leaf[1:], dtype=torch.bool)
         for generation in range(2):
             step = Step(generation, generation, 0.1, 0.05, 2 * pairs)
             for held in [whole, *parts]:
                 update(held, own, drawn, step)
-        joined = torch.cat([held.weight for held in parts], 0 if by_row else 1)
-        torch.testing.assert_close(joined, whole.weight, rtol=0, atol=2e-6)
+            for kind, value in whole.kept.items():
+                if kind != "weight":  # these are sums of gradients, and so hold everywhere
+                    joined = torch.cat([held.kept[kind] for held in parts], axis)
+                    torch.testing.assert_close(joined, value, rtol=1e-5, atol=1e-5)
+            if optimizer == "adam":  # which blows up what is left of terms that cancel
+                moment = whole.moments["mean"].abs()
+                clear &= moment > 1e-5 * moment.max()
+        joined = torch.cat([held.weight for held in parts], axis)
+        assert clear.float().mean() > 0.2
+        torch.testing.assert_close(joined[clear], whole.weight[clear], rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("precision", ["master", "stochastic"])
