@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import types
 import typing
 from dataclasses import dataclass
@@ -169,6 +170,22 @@ def expect(right: bool, name: str, expected: str, got: object) -> None:
     """
     if not right:
         raise UsageError(f"expected --{name.replace('_', '-')} {expected}, got {got}; change it")
+
+
+def json_object(name: str, text: str) -> dict[str, Any]:
+    """A setting that is JSON.
+
+    Raises:
+      UsageError: it is no JSON object.
+    """
+    try:
+        held = json.loads(text)
+    except ValueError:
+        held = None
+    if not isinstance(held, dict):
+        flag = "--" + name.replace("_", "-")
+        raise UsageError(f"""expected {flag} as a JSON object, got {text}; such as '{{}}'""")
+    return held
 
 
 def _plain(value: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -10,7 +9,7 @@ from typing import Annotated, Any
 import tyro
 
 from eggroll.core.errors import UsageError
-from eggroll.runs.settings import check_at_least, expect
+from eggroll.runs.settings import check_at_least, expect, json_object
 
 
 @dataclass(frozen=True)
@@ -49,13 +48,7 @@ class TaskFlags:
         Raises:
           UsageError: they are no JSON object.
         """
-        try:
-            held = json.loads(self.task_options)
-        except ValueError:
-            held = None
-        if not isinstance(held, dict):
-            raise UsageError(f"""expected --task-options as a JSON object, got {self.task_options}; such as '{{}}'""")
-        return held
+        return json_object("task_options", self.task_options)
 
 
 @dataclass(frozen=True)

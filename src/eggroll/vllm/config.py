@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from eggroll.core.errors import UsageError
 from eggroll.runs.evolution import EvolutionSettings, GroupSettings
-from eggroll.runs.settings import check_at_least, expect
+from eggroll.runs.settings import check_at_least, expect, json_object
 from eggroll.tasks.flags import SampleFlags, TaskFlags
 
 _BUSY_ROWS, _MOST_ADAPTERS = 512, 64
@@ -74,12 +73,7 @@ class VllmConfig(GroupSettings, EvolutionSettings, TaskFlags, SampleFlags):
         Raises:
           UsageError: they are no JSON object.
         """
-        try:
-            held = json.loads(self.engine_options)
-        except ValueError:
-            held = None
-        expect(isinstance(held, dict), "engine_options", "as a JSON object", self.engine_options)
-        return dict(held or {})
+        return json_object("engine_options", self.engine_options)
 
     @property
     def engines(self) -> int:

@@ -130,13 +130,8 @@ class Crew:
     def update(self, step: Step, weights: np.ndarray) -> None:
         """Have every engine make a generation's update, and see that all hold the same bits."""
         self._all_freshen()
-        promises = [hand.begin("update", step, weights) for hand in self.hands]
+        self._ask_all("update", step, weights)
         self.past.updates.append((step, weights))
-        for number, promise in enumerate(promises):
-            try:
-                self.hands[number].result(promise)
-            except EngineError as error:
-                self._lose(number, error)
         if len(self.hands) > 1:
             self.check()
 
@@ -233,16 +228,19 @@ class Crew:
 
     def _of_all(self, method: str) -> list[Any]:
         """What every engine says; asked again where one has died."""
-        while True:
+        found: list[Any] = []
+        while len(found) < len(self.hands):
             self._all_freshen()
-            promises = [hand.begin(method) for hand in self.hands]
-            found, lost = [], dict[int, EngineError]()
-            for number, promise in enumerate(promises):
-                try:
-                    found.append(self.hands[number].result(promise))
-                except EngineError as error:
-                    lost[number] = error
-            for number, why in lost.items():
-                self._lose(number, why)
-            if not lost:
-                return found
+            found = self._ask_all(method)
+        return found
+
+    def _ask_all(self, method: str, *arguments: Any) -> list[Any]:
+        """What those engines say that live; the others are started anew."""
+        promises = [hand.begin(method, *arguments) for hand in self.hands]
+        found = []
+        for number, promise in enumerate(promises):
+            try:
+                found.append(self.hands[number].result(promise))
+            except EngineError as error:
+                self._lose(number, error)
+        return found

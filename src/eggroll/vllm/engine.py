@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import math
 import os
 import socket
 import tempfile
@@ -122,7 +121,7 @@ class Engine:
         self.settings, self.generation = settings, 0
         self.llm = _started(vllm.LLM, settings)
         told = self.call("prepare", json.dumps(settings.mean._asdict()))
-        self.parts = [[Part.from_json(part) for part in one["parts"]] for one in told]
+        self.parts = [[Part.from_json(part) for part in one] for one in told]
 
     def close(self) -> None:
         """Let devices and processes go."""
@@ -324,13 +323,3 @@ def _own_address() -> str:
         found.connect(("10.255.255.255", 1))
         return str(found.getsockname()[0])
     return "127.0.0.1"
-
-
-def most_tokens(rows: Sequence[Row], sampling: Sampling) -> int:
-    """What the context must hold."""
-    return max((len(row.prompt) for row in rows), default=0) + sampling.tokens
-
-
-def rows_at_once(members: int, rows: int, limit: int) -> int:
-    """Members that an engine of so many sequences keeps busy with, an even number."""
-    return max(2, min(members, math.ceil(limit / max(rows, 1)) // 2 * 2))

@@ -68,7 +68,7 @@ class EggrollExtension:
     rank: int
 
     @answered
-    def eggroll_prepare(self, settings: str) -> dict[str, Any]:
+    def eggroll_prepare(self, settings: str) -> list[list[object]]:
         """Take over weights and adapters. Returns what this rank holds.
 
         Args:
@@ -82,7 +82,7 @@ class EggrollExtension:
         self._eggroll = Mean(own, slots_of(manager), adapters)
         if not self._eggroll.slots:
             raise ValueError(f"expected linear layers named {', '.join(TARGETS)}, got {', '.join(manager.modules)}")
-        return {"parts": [slot.part.as_json() for slot in self._eggroll.slots], "device": str(self._eggroll.device)}
+        return [slot.part.as_json() for slot in self._eggroll.slots]
 
     @answered
     def eggroll_perturb(self, generation: int, sigma: float, first: int, count: int) -> None:

@@ -108,10 +108,10 @@ def whole_learner(
 
     def updated(parameters: Any, optimizer: Any, weights: np.ndarray, generation: int) -> tuple[Any, Any, Metrics]:
         kept = as_kept(parameters, optimizer)
-        values = torch.from_numpy(np.asarray(weights, np.float32))
+        values, step = torch.from_numpy(np.asarray(weights, np.float32)), step_of(config, generation)
         with torch.inference_mode():
             for leaf in blueprint.leaves:
-                update(_held(leaf, kept), drawn, values, step_of(config, generation))
+                update(_held(leaf, kept), drawn, values, step)
         return *as_state(kept, generation + 1), {}
 
     return Learner(
