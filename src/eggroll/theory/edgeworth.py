@@ -1,0 +1,107 @@
+"""Figure `edgeworth`: the expansion to order 1/r of density, score and update, and what it leaves.
+
+Source: arXiv 2511.16652, appendix D (asymptotic rank analysis).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from eggroll.theory import entry, style
+from eggroll.theory.entry import INFINITE
+from eggroll.theory.fitting import Check, near, power_law
+from eggroll.theory.score import grid
+from eggroll.theory.updates import Ridge
+
+RANKS = (2, 3, 4, 6, 8, 11, 16, 23, 32, 45, 64, 91, 128, 181, 256, 362, 512)
+FROM, SHOWN, BOUND, SIGMA = 16, 8, 2.0, 0.5
+"""Rank from which orders are fitted; the rank drawn; |x| within which the score is compared; σ of the updates."""
+
+Numbers = dict[str, Any]
+
+
+def remainders(rank: int) -> dict[str, float]:
+    """Largest difference between what is exact and its expansion; of the score within |x| ≤ `BOUND`."""
+    x = grid()
+    inner = x[x <= BOUND]
+    return {
+        "density": float(np.max(np.abs(entry.density(rank, x) - entry.edgeworth_density(rank, x)))),
+        "score times density": float(np.max(np.abs(entry.slope(rank, x) - entry.edgeworth_slope(rank, x)))),
+        "score": float(np.max(np.abs(entry.score(rank, inner) - entry.edgeworth_score(rank, inner)))),
+    }
+
+
+def update_errors(function: str, rank: int, seed: int) -> tuple[float, float]:
+    """‖g_r − g_∞‖ of a ridge function, and ‖g_r − its expansion‖."""
+    ridge = Ridge.random(function, seed)
+    exact = ridge.update(float(rank), SIGMA)
+    gaussian, expanded = ridge.update(INFINITE, SIGMA), ridge.update(float(rank), SIGMA, edgeworth=True)
+    return float(np.linalg.norm(exact - gaussian)), float(np.linalg.norm(exact - expanded))
+
+
+def compute(seed: int, quick: bool) -> tuple[Numbers, list[Check]]:
+    """The numbers of the figure, and its claims."""
+    ranks = np.array(RANKS, float)
+    kept = ranks >= FROM
+    left: Numbers = {name: [remainders(r)[name] for r in RANKS] for name in remainders(RANKS[0])}
+    without = {}
+    for name in ("tanh", "sine", "bump"):
+        pairs = [update_errors(name, rank, seed) for rank in RANKS]
+        without[name], left[f"update, {name}"] = [first for first, _ in pairs], [second for _, second in pairs]
+    orders = {name: power_law(ranks[kept], np.array(values)[kept]) for name, values in left.items()}
+    checks = [near(f"order of the remainder, {name}", law.exponent, -2.0, 0.15) for name, law in orders.items()]
+    x = np.linspace(-4, 4, 161)
+    gaussian = entry.density(INFINITE, x), entry.slope(INFINITE, x), entry.score(INFINITE, x)
+    exact = entry.density(SHOWN, x), entry.slope(SHOWN, x), entry.score(SHOWN, x)
+    first = entry.edgeworth_density(SHOWN, x), entry.edgeworth_slope(SHOWN, x), entry.edgeworth_score(SHOWN, x)
+    kinds = ("density", "score_times_density", "score")
+    curves = {
+        kind: {"exact_minus_gaussian": (e - g).tolist(), "expansion_minus_gaussian": (f - g).tolist()}
+        for kind, g, e, f in zip(kinds, gaussian, exact, first, strict=True)
+    }
+    numbers = {
+        "ranks": list(RANKS),
+        "remainder": left,
+        "update_difference_without_expansion": without,
+        "orders_from_rank_16": {name: {"order": law.exponent, "error": law.error} for name, law in orders.items()},
+        "curves": {"rank": SHOWN, "x": x.tolist(), **curves},
+    }
+    return numbers, checks
+
+
+def draw(numbers: Numbers) -> Any:
+    """The corrections at one rank, the remainders over ranks, and the updates with and without."""
+    figure = style.new_figure(2, 2)
+    density, score, remainder, update = figure.subplots(2, 2).flat
+    curves, x = numbers["curves"], np.array(numbers["curves"]["x"])
+    for axis, kind, within in ((density, "density", 4.0), (score, "score", 3.0)):
+        own, inside = curves[kind], np.abs(x) <= within
+        axis.plot(x[inside], np.array(own["exact_minus_gaussian"])[inside], color=style.BLACK, label="exact")
+        expansion = np.array(own["expansion_minus_gaussian"])[inside]
+        axis.plot(x[inside], expansion, color=style.RED, linestyle="--", label="to order 1/r")
+    style.finish(density, f"density minus Gaussian, r = {curves['rank']}", "x", "p_r(x) − φ(x)")
+    style.finish(score, f"score minus Gaussian, r = {curves['rank']}", "x", "score + x", legend="upper left")
+    ranks, orders = np.array(numbers["ranks"]), numbers["orders_from_rank_16"]
+    for name, colour, mark in zip(("density", "score times density", "score"), style.SERIES, style.MARKS, strict=False):
+        label = f"{name} ({orders[name]['order']:.2f})"
+        remainder.loglog(ranks, numbers["remainder"][name], marker=mark, color=colour, label=label, markersize=4)
+    for name, colour, mark in zip(("tanh", "sine", "bump"), style.SERIES, style.MARKS, strict=False):
+        label = f"{name} ({orders[f'update, {name}']['order']:.2f})"
+        own = numbers["update_difference_without_expansion"][name]
+        update.loglog(ranks, own, color=colour, linestyle=":", linewidth=1.5)
+        update.loglog(
+            ranks, numbers["remainder"][f"update, {name}"], marker=mark, color=colour, label=label, markersize=4
+        )
+    for axis in (remainder, update):
+        style.whole_ticks(axis, [2, 8, 32, 128, 512])
+    style.finish(remainder, "largest remainder (order from r = 16)", "rank r", "exact − expansion", legend="lower left")
+    style.finish(
+        update,
+        "update of a ridge function (order from r = 16)",
+        "rank r",
+        "‖exact − expansion‖; dotted: ‖g_r − g_∞‖",
+        legend="lower left",
+    )
+    return figure
