@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eggroll.bench.timing import interleaved
+from eggroll.runs.timing import interleaved
 from eggroll.integer.arithmetic import cpu_operand_dtype
 from eggroll.integer.model import init_parameters, zero_state
 from eggroll.integer.population import evaluate

@@ -23,6 +23,7 @@ from eggroll._version import __version__
 from eggroll.core.errors import UsageError
 
 STATUS_BAD_INPUT = 2
+STATUS_DOES_NOT_HOLD = 1
 _LISTED = ("jax", "jaxlib", "optax", "orbax-checkpoint", "numpy", "tyro", "rich", "matplotlib", "jaxtyping")
 _EXTRAS = {
     "hf": ("datasets",),
@@ -187,6 +188,26 @@ def bench(arguments: Sequence[str]) -> int:
     return 0
 
 
+def theory(arguments: Sequence[str]) -> int:
+    """draw the theory's figures with their numbers, and check its claims"""
+    from eggroll.theory.command import FIGURES, IntensityConfig, TheoryConfig, calculate, draw_figures
+
+    name, flags = next(iter(arguments), ""), arguments[1:]
+    if name in ("-h", "--help"):
+        rows = "\n".join(f"  {figure:13} {shown}" for figure, shown in (*FIGURES.items(), ("all", "all of these")))
+        print(f"usage: eggroll theory FIGURE|all [flags]; eggroll theory FIGURE --help tells its flags\n\n{rows}")
+        return 0
+    if name not in (*FIGURES, "all"):
+        raise UsageError(f"expected a figure among {', '.join(FIGURES)}, or all, got {name or 'nothing'}; name one")
+    if name == "intensity":
+        summary = calculate(_parse(IntensityConfig, "theory intensity", flags), report=_say)
+    else:
+        names = list(FIGURES) if name == "all" else [name]
+        summary = draw_figures(names, _parse(TheoryConfig, f"theory {name}", flags), report=_say)
+    print(json.dumps(summary))
+    return 0 if summary["holds"] else STATUS_DOES_NOT_HOLD
+
+
 def doctor(arguments: Sequence[str]) -> int:
     """print versions, devices and extras"""
     _parse(lambda: None, "doctor", arguments, description=doctor.__doc__)
@@ -217,6 +238,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "replay": replay,
     "report": report,
     "bench": bench,
+    "theory": theory,
     "doctor": doctor,
 }
 
@@ -394,7 +416,8 @@ def _help() -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a sub-command; returns the exit status: 0 done, 2 bad input (one line on standard error), 130 interrupted."""
+    """Run a sub-command; returns the exit status: 0 done, 1 a claim of the theory does not hold, 2 bad input (one line
+    on standard error), 130 interrupted."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("-h", "--help"):
         print(_help())

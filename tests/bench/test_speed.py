@@ -9,7 +9,7 @@ import pytest
 
 from eggroll.bench import layers
 from eggroll.bench.policy import policy_calls
-from eggroll.bench.timing import interleaved
+from eggroll.runs.timing import interleaved
 from eggroll.cli import main
 
 TINY = ["--widths", "8", "--batch", "8", "--tokens", "1", "2", "--repeats", "1"]

@@ -16,12 +16,12 @@ import jax.numpy as jnp
 
 from eggroll.bench.layers import Layer, batch_for, distributions, forward_backward, fused, inference, population, update
 from eggroll.bench.policy import policy_calls
-from eggroll.bench.timing import interleaved
 from eggroll.core import noise
 from eggroll.core.errors import UsageError
 from eggroll.core.mesh import largest_divisor
 from eggroll.runs.environment import environment
 from eggroll.runs.folder import RunFolder
+from eggroll.runs.timing import interleaved
 
 WHOLE_BYTES, CHUNK_BYTES = 2**25, 2**24
 """Inputs and outputs that a CPU takes in one go, and of a chunk where there are more: what stays in its last cache."""

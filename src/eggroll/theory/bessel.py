@@ -1,7 +1,7 @@
 """Modified Bessel functions of the second kind, `K_ν`, by quadrature in double precision.
 
-`K_ν(x) = ∫₀^∞ exp(−x·cosh t)·cosh(ν·t) dt`: the integrand is even, analytic, and falls doubly exponentially, so that the
-trapezoid rule converges geometrically. Everything is in logarithms, since `K_ν` leaves the doubles for large ν.
+`K_ν(x) = ∫₀^∞ exp(−x·cosh t)·cosh(ν·t) dt`: the integrand is even, analytic, and falls doubly exponentially, so that
+the trapezoid rule converges geometrically. Everything is in logarithms, since `K_ν` leaves the doubles for large ν.
 
 Source: NIST Digital Library of Mathematical Functions, 10.32.9.
 """

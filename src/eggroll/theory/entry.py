@@ -12,6 +12,7 @@ that of its appendix D in one dimension.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable
 
@@ -22,11 +23,13 @@ from eggroll.theory.bessel import log_bessel_k
 
 INFINITE = math.inf
 """The rank of Gaussian ES: the limit r → ∞."""
+Rank = int | float
+"""r ≥ 1, or `INFINITE`."""
 
 _REACH, _PANELS, _ORDER = 48.0, 48, 16
 
 
-def density(rank: float, x: Float64[np.ndarray, "*shape"]) -> Float64[np.ndarray, "*shape"]:
+def density(rank: Rank, x: Float64[np.ndarray, "*shape"]) -> Float64[np.ndarray, "*shape"]:
     """`p_r(x)`; infinite at 0 for rank 1.
 
     Args:
@@ -40,7 +43,7 @@ def density(rank: float, x: Float64[np.ndarray, "*shape"]) -> Float64[np.ndarray
     return np.where(y > 0, math.sqrt(rank) * _scaled(rank, nu, y), at_zero)
 
 
-def slope(rank: float, x: Float64[np.ndarray, "*shape"]) -> Float64[np.ndarray, "*shape"]:
+def slope(rank: Rank, x: Float64[np.ndarray, "*shape"]) -> Float64[np.ndarray, "*shape"]:
     """`p_r'(x)`, which is the score times the density.
 
     It diverges at 0 for rank 1 and jumps there from +1 to −1 for rank 2; 0 stands for it at 0.
@@ -51,7 +54,7 @@ def slope(rank: float, x: Float64[np.ndarray, "*shape"]) -> Float64[np.ndarray, 
     return -np.sign(x) * rank * np.where(y > 0, _scaled(rank, nu - 1, y), 0.0)
 
 
-def score(rank: float, x: Float64[np.ndarray, "*shape"]) -> Float64[np.ndarray, "*shape"]:
+def score(rank: Rank, x: Float64[np.ndarray, "*shape"]) -> Float64[np.ndarray, "*shape"]:
     """`d log p_r / dx = −√r·sign(x)·K_{ν−1}(y)/K_ν(y)`; −x for infinite rank. Tends to ∓√r far out."""
     if rank == INFINITE:
         return -x
@@ -61,17 +64,17 @@ def score(rank: float, x: Float64[np.ndarray, "*shape"]) -> Float64[np.ndarray, 
     return -np.sign(x) * math.sqrt(rank) * ratio
 
 
-def _scaled(rank: float, order: float, y: Float64[np.ndarray, "*shape"]) -> Float64[np.ndarray, "*shape"]:
+def _scaled(rank: Rank, order: float, y: Float64[np.ndarray, "*shape"]) -> Float64[np.ndarray, "*shape"]:
     """`(y/2)^((r−1)/2)·K_order(y) / (√π·Γ(r/2))` where y > 0."""
     safe = np.where(y > 0, y, 1.0)
     return np.exp((rank - 1) / 2 * np.log(safe / 2) + log_bessel_k(order, safe) - _log_norm(rank))
 
 
-def _log_norm(rank: float) -> float:
+def _log_norm(rank: Rank) -> float:
     return math.log(math.pi) / 2 + math.lgamma(rank / 2)
 
 
-def excess_kurtosis(rank: float, law_kurtosis: float = 3.0) -> float:
+def excess_kurtosis(rank: Rank, law_kurtosis: float = 3.0) -> float:
     """`E[x⁴] − 3 = (κ² − 3)/r` with κ the fourth moment of the law of the factors; 6/r for Gaussian factors."""
     return (law_kurtosis**2 - 3) / rank
 
@@ -81,17 +84,17 @@ def hermite(degree: int, x: Float64[np.ndarray, "*shape"]) -> Float64[np.ndarray
     return np.polynomial.hermite_e.hermeval(x, [0.0] * degree + [1.0])
 
 
-def edgeworth_density(rank: float, x: Float64[np.ndarray, "*shape"]) -> Float64[np.ndarray, "*shape"]:
+def edgeworth_density(rank: Rank, x: Float64[np.ndarray, "*shape"]) -> Float64[np.ndarray, "*shape"]:
     """`φ(x)·(1 + (κ₄/24)·He₄(x))` with κ₄ = 6/r: the density to order 1/r."""
     return density(INFINITE, x) * (1 + excess_kurtosis(rank) / 24 * hermite(4, x))
 
 
-def edgeworth_slope(rank: float, x: Float64[np.ndarray, "*shape"]) -> Float64[np.ndarray, "*shape"]:
+def edgeworth_slope(rank: Rank, x: Float64[np.ndarray, "*shape"]) -> Float64[np.ndarray, "*shape"]:
     """Its derivative, `−φ(x)·(x + (κ₄/24)·He₅(x))`."""
     return -density(INFINITE, x) * (x + excess_kurtosis(rank) / 24 * hermite(5, x))
 
 
-def edgeworth_score(rank: float, x: Float64[np.ndarray, "*shape"]) -> Float64[np.ndarray, "*shape"]:
+def edgeworth_score(rank: Rank, x: Float64[np.ndarray, "*shape"]) -> Float64[np.ndarray, "*shape"]:
     """The score to order 1/r, `−x + (κ₄/6)·He₃(x)`: a polynomial, and so good for bounded x alone."""
     return -x + excess_kurtosis(rank) / 6 * hermite(3, x)
 
@@ -105,7 +108,7 @@ def _half_line() -> tuple[Float64[np.ndarray, " nodes"], Float64[np.ndarray, " n
     return root**3, 3 * root**2 * np.tile(weights, _PANELS) * width / 2
 
 
-def expectation(rank: float, function: Callable[[np.ndarray], np.ndarray]) -> Float64[np.ndarray, "*shape"]:
+def expectation(rank: Rank, function: Callable[[np.ndarray], np.ndarray]) -> Float64[np.ndarray, "*shape"]:
     """`E_r[function(x)]`, to about 1e-12 for what is smooth or has its kink at 0.
 
     Args:
@@ -113,21 +116,21 @@ def expectation(rank: float, function: Callable[[np.ndarray], np.ndarray]) -> Fl
     """
     x, weight = _half_line()
     own = weight * density(rank, x)
-    return np.tensordot(own, function(x), 1) + np.tensordot(own, function(-x), 1)
+    return np.asarray(np.tensordot(own, function(x), 1) + np.tensordot(own, function(-x), 1))
 
 
-def edgeworth_expectation(rank: float, function: Callable[[np.ndarray], np.ndarray]) -> Float64[np.ndarray, "*shape"]:
+def edgeworth_expectation(rank: Rank, function: Callable[[np.ndarray], np.ndarray]) -> Float64[np.ndarray, "*shape"]:
     """The same under the density to order 1/r."""
     x, weight = _half_line()
     own = weight * edgeworth_density(rank, x)
-    return np.tensordot(own, function(x), 1) + np.tensordot(own, function(-x), 1)
+    return np.asarray(np.tensordot(own, function(x), 1) + np.tensordot(own, function(-x), 1))
 
 
-def probabilities(rank: float, edges: Float64[np.ndarray, " edges"]) -> Float64[np.ndarray, " bins"]:
+def probabilities(rank: Rank, edges: Float64[np.ndarray, " edges"]) -> Float64[np.ndarray, " bins"]:
     """The probability of each bin; edges ascend, and 0 is an edge or lies outside."""
     nodes, weights = np.polynomial.legendre.leggauss(40)
     found = []
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in itertools.pairwise(edges):
         a, b = np.cbrt(low), np.cbrt(high)
         root = (a + b) / 2 + (b - a) / 2 * nodes
         found.append(float(np.sum((b - a) / 2 * weights * 3 * root**2 * density(rank, root**3))))

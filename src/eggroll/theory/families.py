@@ -6,8 +6,8 @@ Each is `f(X) = ⟨A, X⟩ + c(X − M)` at `X = M + σE`, with `c` odd and of o
   β = 1 its gradient is Lipschitz and no smoother.
 * spectral: `c(X) = tr(X·Xᵀ·X·Uᵀ)`, a cubic that sees singular values rather than elements.
 
-All have third derivatives (for β = 1, slopes of the gradient) that are bounded in operator norm, whatever the dimension.
-The error is a multiple of U; `d = m·n`, the factors of EGGROLL are Gaussian.
+All have third derivatives (for β = 1, slopes of the gradient) that are bounded in operator norm, whatever the
+dimension. The error is a multiple of U; `d = m·n`, the factors of EGGROLL are Gaussian.
 
 Source of the first: arXiv 2511.16652, appendix C.2. The other and all of EGGROLL's are worked out in docs/theory.
 """
@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from eggroll.theory.entry import INFINITE
+from eggroll.theory.entry import INFINITE, Rank
 from eggroll.theory.noise import mean_and_error, perturbations
 
 
@@ -41,21 +41,22 @@ class Family:
     degree: float
     critical: tuple[float, float]
 
-    def error(self, rank: float, rows: int, columns: int, sigma: float) -> float:
+    def error(self, rank: Rank, rows: int, columns: int, sigma: float) -> float:
         """`‖g − ∇f(M)‖` over the norm of U."""
         if self.kind == "radial":
             return sigma**self.degree * radial_moment(rank, rows, columns, self.degree)
         return sigma**2 * spectral_moment(rank, rows, columns)
 
     def along(self, noise: Float[Array, "some m n"]) -> Float[Array, " some"]:
-        """`⟨U, E⟩·c(E)` of drawn perturbations with `U = (1, …, 1)/√d`: what the error is the mean of, at σ = 1."""
-        part = jnp.mean(noise, axis=(1, 2)) * math.sqrt(noise.shape[1] * noise.shape[2])
+        """`⟨U, E⟩·c(E)` of drawn perturbations, whose mean is the error at σ = 1, averaged over all U of norm 1.
+
+        The mean is the same for every U; averaged over U it has less variance: `‖E‖^(β+2)/d` and `tr((E·Eᵀ)²)/d`.
+        """
+        size = noise.shape[1] * noise.shape[2]
         if self.kind == "radial":
-            return part**2 * jnp.sum(noise**2, axis=(1, 2)) ** (self.degree / 2)
-        rows, columns = jnp.sum(noise, axis=2), jnp.sum(noise, axis=1)
-        # Σ_ij (E·Eᵀ·E)_ij = ((E·1)ᵀ·E)·(Eᵀ·1)… with E·1 = rows and 1ᵀ·E = columns
-        through = jnp.einsum("pi,pij->pj", rows, noise, precision="highest")
-        return part * jnp.sum(columns * through, axis=1) / math.sqrt(noise.shape[1] * noise.shape[2])
+            return jnp.sum(noise**2, axis=(1, 2)) ** (self.degree / 2 + 1) / size
+        gram = jnp.einsum("pik,pjk->pij", noise, noise, precision="highest")
+        return jnp.sum(gram**2, axis=(1, 2)) / size
 
 
 FAMILIES = (
@@ -70,7 +71,7 @@ def norm_moment(size: int, degree: float) -> float:
     return math.exp(degree / 2 * math.log(2) + math.lgamma((size + degree) / 2) - math.lgamma(size / 2))
 
 
-def radial_moment(rank: float, rows: int, columns: int, degree: float) -> float:
+def radial_moment(rank: Rank, rows: int, columns: int, degree: float) -> float:
     """`E[⟨U, E⟩²·‖E‖^β]` for ‖U‖ = 1; at ranks between 1 and infinity for β = 2 alone.
 
     Raises:
@@ -88,7 +89,7 @@ def radial_moment(rank: float, rows: int, columns: int, degree: float) -> float:
     return gaussian + (one - gaussian) / rank
 
 
-def spectral_moment(rank: float, rows: int, columns: int) -> float:
+def spectral_moment(rank: Rank, rows: int, columns: int) -> float:
     """`E[⟨U, E⟩·tr(E·Eᵀ·E·Uᵀ)]`: `m + n + 1` for Gaussian noise, `(m+2)(n+2)` at rank 1, between them as 1/r."""
     gaussian = rows + columns + 1.0
     return gaussian + ((rows + 2.0) * (columns + 2.0) - gaussian) / rank

@@ -10,6 +10,9 @@ import numpy as np
 from jaxtyping import Float64
 
 
+Number = int | float
+
+
 @dataclass(frozen=True)
 class PowerLaw:
     """`y = factor · x^exponent`, by least squares in logarithms."""
@@ -64,16 +67,16 @@ class Check:
         return ends | {"holds": self.holds}
 
 
-def near(claim: str, value: float, wanted: float, within: float) -> Check:
+def near(claim: str, value: Number, wanted: Number, within: Number) -> Check:
     """That a number is `wanted ± within`."""
-    return Check(claim, float(value), wanted - within, wanted + within)
+    return Check(claim, float(value), float(wanted - within), float(wanted + within))
 
 
-def at_most(claim: str, value: float, limit: float) -> Check:
+def at_most(claim: str, value: Number, limit: Number) -> Check:
     """That a number is no more than `limit`."""
-    return Check(claim, float(value), -math.inf, limit)
+    return Check(claim, float(value), -math.inf, float(limit))
 
 
-def at_least(claim: str, value: float, limit: float) -> Check:
+def at_least(claim: str, value: Number, limit: Number) -> Check:
     """That a number is no less than `limit`."""
-    return Check(claim, float(value), limit, math.inf)
+    return Check(claim, float(value), float(limit), math.inf)

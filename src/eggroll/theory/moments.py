@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from eggroll.core import noise
+from eggroll.theory.entry import Rank
 
 Moments = Float64[np.ndarray, "m n m n m n m n"]
 
@@ -48,7 +49,7 @@ def vector_moments(size: int, kurtosis: float) -> Float64[np.ndarray, "size size
     return np.asarray(total)
 
 
-def fourth_moments(rank: float, rows: int, columns: int, kurtosis: float = 3.0) -> Moments:
+def fourth_moments(rank: Rank, rows: int, columns: int, kurtosis: float = 3.0) -> Moments:
     """`E[E⊗E⊗E⊗E]` of a rows × columns perturbation; infinite rank is Gaussian noise.
 
     Args:
@@ -64,7 +65,7 @@ def fourth_moments(rank: float, rows: int, columns: int, kurtosis: float = 3.0) 
 
 
 def cubic_update(
-    rank: float, sigma: float, cubic: Float64[np.ndarray, "d d d"], shape: tuple[int, int], kurtosis: float = 3.0
+    rank: Rank, sigma: float, cubic: Float64[np.ndarray, "d d d"], shape: tuple[int, int], kurtosis: float = 3.0
 ) -> Float64[np.ndarray, "m n"]:
     """What the cubic part of a fitness adds to the expected update: `(σ²/6)·E[E·C(E, E, E)]`.
 
@@ -83,7 +84,7 @@ def symmetrised(cubic: Float64[np.ndarray, "d d d"]) -> Float64[np.ndarray, "d d
     return np.asarray(sum(np.transpose(cubic, axes) for axes in itertools.permutations(range(3))) / 6)
 
 
-def energy(rank: float, rows: int, columns: int, kurtosis: float = 3.0) -> float:
+def energy(rank: Rank, rows: int, columns: int, kurtosis: float = 3.0) -> float:
     """`E[⟨G, E⟩²·‖E‖²] / ‖G‖²`, the same for every G: `mn + 2 + ((m+κ−1)(n+κ−1) − mn − 2)/r`.
 
     Since `E[a_i·a_k·‖a‖²] = (m + κ − 1)·δ_ik`, which at rank 1 gives the product, and at infinite rank mn + 2.

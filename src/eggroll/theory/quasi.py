@@ -2,8 +2,8 @@
 
 Given B, the rows of `E = A·Bᵀ/√r` with Gaussian A are normal with covariance `S = BᵀB/r` of the columns' factors: so
 `E = Z·Lᵀ`, with Z Gaussian, `L·Lᵀ = S`, and L the root of a Wishart matrix, by Bartlett: on the diagonal roots of
-chi-squares of r, r−1, … degrees, below it normals, all over √r. Gaussian ES is L = 1. That takes `mn + n(n+1)/2` numbers
-at any rank, and EGGROLL and Gaussian ES share the Z, so that their difference has little variance.
+chi-squares of r, r−1, … degrees, below it normals, all over √r. Gaussian ES is L = 1. That takes `mn + n(n+1)/2`
+numbers at any rank, and EGGROLL and Gaussian ES share the Z, so that their difference has little variance.
 
 Sources: Bartlett (1933) for the root; Roberts, "The unreasonable effectiveness of quasirandom sequences" (2018), for
 the generalised golden ratio; Owen, Cranley and Patterson for random shifts as error bars.

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from eggroll.theory import moments, style
-from eggroll.theory.entry import INFINITE
+from eggroll.theory.entry import INFINITE, Rank
 from eggroll.theory.fitting import Check, at_most, near, power_law
 from eggroll.theory.updates import FUNCTIONS, Network, Ridge, coupled_difference, norm_with_error
 
@@ -44,7 +44,7 @@ def exact_differences(seed: int) -> Numbers:
     return found
 
 
-def _distances(updates: dict[float, Float64[np.ndarray, "m n"]]) -> list[float]:
+def _distances(updates: dict[Rank, Float64[np.ndarray, "m n"]]) -> list[float]:
     return [float(np.linalg.norm(updates[rank] - updates[INFINITE])) for rank in RANKS]
 
 

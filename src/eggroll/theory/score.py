@@ -16,10 +16,10 @@ from eggroll.core.distribution import LowRank, make_plan
 from eggroll.core.draws import Factors, draw_noise
 from eggroll.core.noise import seed_words
 from eggroll.theory import entry, style
-from eggroll.theory.entry import INFINITE
+from eggroll.theory.entry import INFINITE, Rank
 from eggroll.theory.fitting import Check, at_most, near, power_law
 
-SHOWN: tuple[float, ...] = (1, 2, 5, 10, 50, INFINITE)
+SHOWN: tuple[Rank, ...] = (1, 2, 5, 10, 50, INFINITE)
 RANKS = (1, 2, 3, 4, 6, 8, 11, 16, 23, 32, 45, 64, 91, 128, 181, 256, 362, 512)
 FROM = 8
 EDGES = np.array([-6, -4, -3, -2.5, -2, -1.5, -1, -0.75, -0.5, -0.25, 0, 0.25, 0.5, 0.75, 1, 1.5, 2, 2.5, 3, 4, 6.0])
@@ -58,7 +58,7 @@ def grid() -> Float64[np.ndarray, " points"]:
     return np.concatenate([np.logspace(-6, -1, 301), np.linspace(0.1, 9, 1500)])
 
 
-def distances(rank: float, x: Float64[np.ndarray, " points"]) -> tuple[float, float, float]:
+def distances(rank: Rank, x: Float64[np.ndarray, " points"]) -> tuple[float, float, float]:
     """Largest difference from the Gaussian: of the density, of x times it, and of the score times it.
 
     Infinite where it is: density and score at rank 1.
@@ -102,11 +102,11 @@ def compute(seed: int, quick: bool) -> tuple[Numbers, list[Check]]:
 _KINDS = ("density", "x times density", "score times density")
 
 
-def _name(rank: float) -> str:
+def _name(rank: Rank) -> str:
     return "infinite" if rank == INFINITE else str(int(rank))
 
 
-def _curves(rank: float, x: Float64[np.ndarray, " points"]) -> Numbers:
+def _curves(rank: Rank, x: Float64[np.ndarray, " points"]) -> Numbers:
     """None where the curve is infinite."""
     finite = lambda values: [round(float(v), 9) if math.isfinite(v) else None for v in values]
     slope = entry.slope(rank, x)

@@ -1,4 +1,4 @@
-"""How the figures of the theory look: one palette that colour-blind readers can tell apart, marks beside the colours."""
+"""How the theory's figures look: one palette that colour-blind readers can tell apart, marks beside the colours."""
 
 from __future__ import annotations
 

@@ -28,6 +28,7 @@ from eggroll.core.distribution import FullRank, LowRank, Plan, make_plan
 from eggroll.core.draws import draw_noise, perturb, weighted_sum
 from eggroll.core.lowrank import apply_perturbed
 from eggroll.core.noise import seed_words
+from eggroll.theory.entry import Rank
 from eggroll.theory.updates import ridge_factor
 
 INPUT = 4
@@ -55,14 +56,14 @@ class WideNetwork:
         h = np.tanh(self.inputs @ self.u.T / math.sqrt(INPUT))
         return h, h @ self.w.T / math.sqrt(len(self.v))
 
-    def tangents(self, rank: float, sigma: float) -> Float64[np.ndarray, "k w"]:
+    def tangents(self, rank: Rank, sigma: float) -> Float64[np.ndarray, "k w"]:
         """T(z) of every unit on every input: what stands for tanh′ in the expected update."""
         h, z = self.hidden()
         lengths = np.linalg.norm(h, axis=1) / math.sqrt(len(self.v))
         return np.stack([ridge_factor(rank, np.tanh, own, sigma * q) for own, q in zip(z, lengths, strict=True)])
 
 
-def update_error(network: WideNetwork, rank: float, sigma: float) -> float:
+def update_error(network: WideNetwork, rank: Rank, sigma: float) -> float:
     """`‖g − ∇f‖/‖∇f‖` in the hidden matrix, root mean square over inputs."""
     h, z = network.hidden()
     exact = 1 - np.tanh(z) ** 2
@@ -71,8 +72,8 @@ def update_error(network: WideNetwork, rank: float, sigma: float) -> float:
     return math.sqrt(float(np.sum(length * wrong**2) / np.sum(length * (network.v * exact) ** 2)))
 
 
-def kernel_error(network: WideNetwork, rank: float, sigma: float) -> float:
-    """How far `⟨∇f(x), g(x′)⟩`, what a step along g does to outputs, lies from the tangent kernel: Frobenius, relative."""
+def kernel_error(network: WideNetwork, rank: Rank, sigma: float) -> float:
+    """How far `⟨∇f(x), g(x′)⟩`, a step's effect on the outputs, lies from the tangent kernel; Frobenius, relative."""
     h, z = network.hidden()
     exact = network.v * (1 - np.tanh(z) ** 2)
     smoothed = network.v * network.tangents(rank, sigma)
@@ -117,7 +118,7 @@ def _ratio(plan: Plan, params: Any, x: Array, drawn: Any, sigma: Array) -> Array
 def _halves(plan: Plan, params: Any, x: Array, own: Any, sigma: Array) -> tuple[Array, Array]:
     """Half the difference of a pair's outputs, and its linear part."""
     plus, minus = (apply_perturbed(outputs, perturb(plan, params, own, s), x) for s in (sigma, -sigma))
-    leaves, tree = jax.tree.flatten(params)
+    tree = jax.tree.structure(params)
     dense = [
         weighted_sum(leaf, jax.tree.map(lambda part: part[None], noise), jnp.ones(1))
         for leaf, noise in zip(plan, own, strict=True)

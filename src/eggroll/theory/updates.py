@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float64
 
 from eggroll.theory import entry, quasi
+from eggroll.theory.entry import Rank
 
 Function = Callable[[np.ndarray], np.ndarray]
 
@@ -27,10 +28,14 @@ FUNCTIONS: dict[str, Function] = {
 """Read-outs: three smooth ones, and one with a jump; all bounded, as the paper's theorem asks."""
 
 
+@runtime_checkable
 class Fitness(Protocol):
     """A fitness of one matrix, around its mean."""
 
-    weight: Float64[np.ndarray, "m n"]
+    @property
+    def weight(self) -> Float64[np.ndarray, "m n"]:
+        """The mean."""
+        ...
 
     def fitness(self, offset: Float64[np.ndarray, "*batch m n"]) -> Float64[np.ndarray, "*batch"]:
         """At `weight + offset`."""
@@ -59,14 +64,14 @@ class Ridge:
 
     def fitness(self, offset: Float64[np.ndarray, "*batch m n"]) -> Float64[np.ndarray, "*batch"]:
         """F at `W + offset`."""
-        return FUNCTIONS[self.function]((self.weight + offset) @ self.input) @ self.readout
+        return np.asarray(FUNCTIONS[self.function]((self.weight + offset) @ self.input) @ self.readout)
 
     def gradient(self, step: float = 1e-5) -> Float64[np.ndarray, "m n"]:
         """∇F at W, by central differences."""
         z, function = self.weight @ self.input, FUNCTIONS[self.function]
         return np.outer(self.readout * (function(z + step) - function(z - step)) / (2 * step), self.input)
 
-    def update(self, rank: float, sigma: float, *, edgeworth: bool = False) -> Float64[np.ndarray, "m n"]:
+    def update(self, rank: Rank, sigma: float, *, edgeworth: bool = False) -> Float64[np.ndarray, "m n"]:
         """The expected update: `v_j·x/‖x‖·E[s·φ(z_j + σ‖x‖s)]/σ`, with s one entry of the perturbation.
 
         Args:
@@ -82,7 +87,7 @@ class Ridge:
 
 
 def ridge_factor(
-    rank: float, function: Function, at: Float64[np.ndarray, " units"], scale: float, *, edgeworth: bool = False
+    rank: Rank, function: Function, at: Float64[np.ndarray, " units"], scale: float, *, edgeworth: bool = False
 ) -> Float64[np.ndarray, " units"]:
     """`E[s·φ(z + scale·s)] / scale` for each z, with s an entry of a rank-r perturbation; `φ'(z)` as scale → 0.
 
@@ -95,7 +100,7 @@ def ridge_factor(
     return integrate(rank, lambda s: s[:, None] * function(at[None, :] + scale * s[:, None])) / scale
 
 
-def step_factor(rank: float, at: Float64[np.ndarray, " units"], scale: float) -> Float64[np.ndarray, " units"]:
+def step_factor(rank: Rank, at: Float64[np.ndarray, " units"], scale: float) -> Float64[np.ndarray, " units"]:
     """The same for the step, whose integrand jumps: `(1/scale)·∫ s·p_r(s) ds` from |z|/scale on."""
     nodes, weights = np.polynomial.legendre.leggauss(64)
     found = []
@@ -126,7 +131,7 @@ class Network:
         """F at `W + offset`."""
         hidden = np.tanh((self.weight + offset) @ self.inputs.T)
         error = np.einsum("...jk,j->...k", hidden, self.readout) - self.targets
-        return -np.mean(error**2, axis=-1) / 2
+        return np.asarray(-np.mean(error**2, axis=-1) / 2)
 
     def gradient(self) -> Float64[np.ndarray, "m n"]:
         """∇F at W."""
@@ -165,6 +170,35 @@ def coupled_difference(
         low = np.mean([weighted(z @ root.transpose(0, 2, 1)) for root in roots], axis=0)
         found.append(low - weighted(z))
     return np.stack(found)
+
+
+def first_order(
+    function: Fitness, sigma: float, *, count: int, shifts: int, seed: int
+) -> Float64[np.ndarray, "shifts m n"]:
+    """`c` in `g_r = g_∞ + c/r + …`, once for each random shift: `E[q(E)·f(M + σE)·E]/(4σ)` under Gaussian noise.
+
+    The joint density of a rank-r perturbation with Gaussian factors is to order 1/r the Gaussian one times
+    `1 + q/(4r)`, with `S = EᵀE` and `q = tr S² − 2(m+n+1)·tr S + mn(m+n+1)`: the fourth cumulants contracted with
+    Hermite polynomials. For one entry it is He₄.
+    """
+    rows, columns = function.weight.shape
+    dense, draw = rows * columns, np.random.default_rng(seed)
+    found = []
+    for _ in range(shifts):
+        z = quasi.normals(quasi.points(count, dense, draw.uniform(size=dense))).reshape(-1, rows, columns)
+        odd = (function.fitness(sigma * z) - function.fitness(-sigma * z)) / 2
+        linear = np.einsum("b,bij->ij", odd, z) / count  # q leaves second moments alone: taken off, it halves the error
+        remainder = odd - np.einsum("bij,ij->b", z, linear)
+        found.append(np.einsum("b,bij->ij", remainder * edgeworth_weight(z), z) / (4 * sigma * count))
+    return np.stack(found)
+
+
+def edgeworth_weight(noise: Float64[np.ndarray, "count m n"]) -> Float64[np.ndarray, " count"]:
+    """`q` of `first_order`."""
+    rows, columns = noise.shape[1:]
+    gram = np.einsum("bki,bkj->bij", noise, noise)
+    trace, square = np.einsum("bii->b", gram), np.einsum("bij,bij->b", gram, gram)
+    return square - 2 * (rows + columns + 1) * trace + rows * columns * (rows + columns + 1)
 
 
 def norm_with_error(samples: Float64[np.ndarray, "shifts m n"]) -> tuple[float, float]:
