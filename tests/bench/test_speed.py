@@ -9,8 +9,8 @@ import pytest
 
 from eggroll.bench import layers
 from eggroll.bench.policy import policy_calls
-from eggroll.runs.timing import interleaved
 from eggroll.cli import main
+from eggroll.runs.timing import interleaved
 
 TINY = ["--widths", "8", "--batch", "8", "--tokens", "1", "2", "--repeats", "1"]
 TINY += ["--policy-population", "4", "--policy-steps", "2"]

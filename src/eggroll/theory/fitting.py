@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
-
 Number = int | float
 
 

@@ -154,5 +154,11 @@ def draw(numbers: Numbers) -> Any:
         heading="(slope from r = 8), dashed: 1/r",
     )
     flat.axhline(1.0, color=style.GREY, linewidth=1)
-    style.finish(flat, "r·‖g_r − g_∞‖, as a share of r = 128", "rank r", "1 where the law is 1/r", legend=None)
+    style.finish(
+        flat,
+        "r·‖g_r − g_∞‖, as a share of r = 128 (colours as at the left)",
+        "rank r",
+        "1 where the law is 1/r",
+        legend=None,
+    )
     return figure

@@ -68,6 +68,7 @@ def compute(setting: Setting) -> tuple[Numbers, list[Check]]:
         "saturating_batch_over_width": over_width,
         "ranks": list(RANKS_OVER),
         "saturating_batch_over_rank": chips,
+        "dtypes_of": setting.chip,
         "dtypes": _dtypes(setting),
     }
     return numbers, papers_checks()
@@ -144,7 +145,9 @@ def draw(numbers: Numbers) -> Any:
     style.whole_ticks(widths, [512, 1024, 2048, 4096, 8192, 16384, 32768])
     widths.set_yscale("log", base=2)
     widths.yaxis.set_major_formatter(lambda value, place: f"{value:,.0f}")
-    style.finish(widths, "batch that saturates (no mark: none does)", "width m = n", "members", legend="upper right")
+    style.finish(
+        widths, f"batch that saturates the {place} (no mark: none does)", "width m = n", "members", legend="upper right"
+    )
     for (name, own), colour, mark in zip(
         numbers["saturating_batch_over_rank"].items(), (*style.SERIES, style.BLACK), (*style.MARKS, "x"), strict=False
     ):
@@ -164,5 +167,6 @@ def _draw_dtypes(axis: Any, numbers: Numbers) -> None:
     names = [f"{name}\n{own['ridge']:.0f} a byte" for name, own in numbers["dtypes"].items()]
     axis.set_xticks(np.arange(len(names)), names, fontsize=8)
     axis.margins(y=0.25)
-    title = "batch that saturates, by dtype: a number of half the bytes is twice as fast"
+    place = CHIPS[numbers["dtypes_of"]].name
+    title = f"batch that saturates the {place}, by dtype"
     style.finish(axis, title, "", "members", legend="upper left", columns=2)

@@ -80,7 +80,7 @@ def compute(seed: int, quick: bool) -> tuple[Numbers, list[Check]]:
     kept, low = ranks >= FROM, (ranks >= 2) & (ranks <= FROM)
     slopes = {name: power_law(ranks[kept], np.array(values)[kept]) for name, values in rows.items()}
     from_two = {name: power_law(ranks[low], np.array(values)[low]) for name, values in rows.items()}
-    pairs = 512 if quick else 8192
+    pairs = 512 if quick else 2048
     samples = {str(r): histogram(int(r), pairs, seed + int(r)) for r in SHOWN if r != INFINITE}
     degrees = len(EDGES) - 1
     checks = [near(f"slope of the sup-norm distance, {name}", law.exponent, -1.0, 0.1) for name, law in slopes.items()]

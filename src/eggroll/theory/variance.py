@@ -106,7 +106,7 @@ def linear_numbers(pairs: int, seed: int) -> Numbers:
     cases = [(rank, "normal") for rank in RANKS] + [(1, law) for law in LAWS if law != "normal"]
     found: Numbers = {}
     for rank, law in cases:
-        pairs_here = {side: min(pairs, 2**25 // side**2) for side in DRAWN_SIDES}
+        pairs_here = {side: min(pairs, 2**24 // side**2) for side in DRAWN_SIDES}
         drawn = [measured_linear(rank, side, law, pairs_here[side], seed + side) for side in DRAWN_SIDES]
         found[f"{name_of(rank)}, {law}"] = {
             "closed_form": [linear_variance(rank, (side, side), law) for side in SIDES],
@@ -144,7 +144,7 @@ def machine_numbers(repeats: int) -> Numbers:
 
 def compute(seed: int, quick: bool) -> tuple[Numbers, list[Check]]:
     """The numbers of the figure, and its claims."""
-    linear = linear_numbers(2**11 if quick else 2**15, seed)
+    linear = linear_numbers(2**11 if quick else 2**14, seed)
     pairs = 2**12 if quick else 2**15
     small: Numbers = {}
     for sigma in NETWORK_SIGMAS:
