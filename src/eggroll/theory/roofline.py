@@ -5,6 +5,7 @@ Source: arXiv 2511.16652, appendix F.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -127,35 +128,32 @@ def draw(numbers: Numbers) -> Any:
     """Intensity over the batch, and the saturating batch over width, rank and dtype."""
     figure = style.new_figure(2, 2, width=5.4)
     roof, widths, ranks, dtypes = figure.subplots(2, 2).flat
-    for (name, own), colour, mark in zip(numbers["intensity"].items(), style.SERIES, style.MARKS, strict=False):
-        roof.loglog(numbers["batches"], own, marker=mark, color=colour, label=name, markersize=4)
     target = numbers["operations_per_byte_to_saturate"]
-    place = numbers["chip"] or "as told"
-    roof.axhline(target, color=style.BLACK, linestyle="--", linewidth=1, label=f"{place}: {target:.0f}")
     shape = f"{numbers['inputs']} × {numbers['outputs']}, {numbers['dtype']}"
+    for (name, own), (colour, mark) in zip(numbers["intensity"].items(), style.looks(), strict=False):
+        roof.loglog(numbers["batches"], own, marker=mark, color=colour, label=name, markersize=4)
+    roof.axhline(target, color=style.BLACK, linestyle="--", linewidth=1, label=f"saturated: {target:.0f}")
     style.finish(roof, shape, "batch (members)", "operations per byte", legend="upper left")
-    for (name, own), colour, mark in zip(
-        numbers["saturating_batch_over_width"].items(),
-        (style.BLUE, *style.SERIES[2:]),
-        ("o", *style.MARKS[2:]),
-        strict=False,
-    ):
-        values = np.array([np.nan if batch is None else batch for batch in own], float)
-        widths.loglog(numbers["widths"], values, marker=mark, color=colour, label=name, markersize=4)
+    _draw_over(widths, numbers["widths"], numbers["saturating_batch_over_width"], skip=1)
     style.whole_ticks(widths, [512, 1024, 2048, 4096, 8192, 16384, 32768])
-    widths.set_yscale("log", base=2)
-    widths.yaxis.set_major_formatter(lambda value, place: f"{value:,.0f}")
-    style.finish(
-        widths, f"batch that saturates the {place} (no mark: none does)", "width m = n", "members", legend="upper right"
-    )
-    for (name, own), colour, mark in zip(
-        numbers["saturating_batch_over_rank"].items(), (*style.SERIES, style.BLACK), (*style.MARKS, "x"), strict=False
-    ):
-        values = np.array([np.nan if batch is None else batch for batch in own], float)
-        ranks.semilogy(numbers["ranks"], values, marker=mark, color=colour, label=CHIPS[name].name, markersize=3)
+    title = f"batch that saturates ({numbers['chip'] or f'{target:.0f} a byte'}; no mark: none does)"
+    style.finish(widths, title, "width m = n", "members", legend="upper right")
+    named = {CHIPS[name].name: own for name, own in numbers["saturating_batch_over_rank"].items()}
+    _draw_over(ranks, numbers["ranks"], named)
+    ranks.set_xscale("linear")
     style.finish(ranks, f"batch that saturates: {shape}", "rank r", "members", legend="upper right")
     _draw_dtypes(dtypes, numbers)
     return figure
+
+
+def _draw_over(axis: Any, places: list[int], curves: Numbers, skip: int = 0) -> None:
+    """Batches over something; from the second curve on, colours as if `skip` more had come before."""
+    looks = list(itertools.islice(style.looks(), len(curves) + skip))
+    for (name, own), (colour, mark) in zip(curves.items(), looks[:1] + looks[1 + skip :], strict=True):
+        values = np.array([np.nan if batch is None else batch for batch in own], float)
+        axis.loglog(places, values, marker=mark, color=colour, label=name, markersize=4)
+    axis.set_yscale("log", base=2)
+    axis.yaxis.set_major_formatter(lambda value, place: f"{value:,.0f}")
 
 
 def _draw_dtypes(axis: Any, numbers: Numbers) -> None:

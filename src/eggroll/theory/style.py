@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 BLACK, ORANGE, SKY, GREEN, BLUE, RED, PINK, GREY = (
@@ -19,6 +21,11 @@ BLACK, ORANGE, SKY, GREEN, BLUE, RED, PINK, GREY = (
 
 SERIES = (BLUE, RED, GREEN, ORANGE, PINK, SKY)
 MARKS = ("o", "s", "^", "D", "v", "P")
+
+
+def looks() -> Iterator[tuple[str, str]]:
+    """Colours and marks for series, eight different ones and then again."""
+    return itertools.cycle(zip((*SERIES, BLACK, GREY), (*MARKS, "x", "*"), strict=True))
 
 
 def new_figure(columns: int, rows: int = 1, *, width: float = 5.0, height: float = 4.2) -> Any:
