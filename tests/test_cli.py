@@ -85,6 +85,10 @@ BAD = {
     "sample with a bad flag": "sample ../data/there --bytes many",
     "sample with a bad temperature": "sample ../data/there --temperature -1",
     "doctor with a word": "doctor now",
+    "theory of nothing": "theory",
+    "theory of something else": "theory gravity",
+    "theory with a bad chip": "theory intensity --chip abacus",
+    "theory in a place that is a file": "theory score --out ../data/fine.txt",
     "replay without a run": "replay",
     "report without a run": "report",
     "report of no run": "report ../data/there",
@@ -131,7 +135,7 @@ def test_what_was_got_is_named(capsys):
         (
             "train",
             "among pretrain, sample, rl, marl, finetune, distill, vllm, chat, "
-            "worker, replay, report, bench, doctor, got 'train'; see eggroll --help",
+            "worker, replay, report, bench, theory, doctor, got 'train'; see eggroll --help",
         ),
     ):
         assert cli.main(flags.split()) == 2

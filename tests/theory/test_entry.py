@@ -57,6 +57,19 @@ def test_the_slope_is_the_derivative_and_the_score_its_ratio(rank):
     np.testing.assert_allclose(entry.score(rank, x), entry.slope(rank, x) / entry.density(rank, x), rtol=1e-10)
 
 
+@pytest.mark.parametrize("rank", RANKS)
+def test_the_score_is_that_of_the_papers_theorem_6(rank):
+    x, nu = np.array([0.1, 1.0, 3.0]), (rank - 1) / 2
+    y = math.sqrt(rank) * x
+    wanted = (rank - 1) / x - math.sqrt(rank) * special.kv(nu + 1, y) / special.kv(nu, y)
+    np.testing.assert_allclose(entry.score(rank, x), wanted, rtol=1e-9)
+
+
+def test_the_expanded_density_of_rank_1_is_negative_somewhere_and_of_rank_2_nowhere():
+    x = np.linspace(-8, 8, 801)
+    assert entry.edgeworth_density(1, x).min() < 0 <= entry.edgeworth_density(2, x).min()
+
+
 def test_rank_1_diverges_at_0_rank_2_jumps_and_rank_3_does_neither():
     zero, close = np.array([0.0]), np.array([1e-7])
     assert entry.density(1, zero)[0] == math.inf and entry.slope(1, close)[0] < -1e6

@@ -100,6 +100,19 @@ def test_the_networks_error_is_three_times_as_large_at_rank_1_and_does_not_hang_
     assert errors[256, 1] == pytest.approx(errors[64, 1], rel=0.3)
 
 
+def test_the_networks_third_derivative_is_of_order_d_to_minus_a_quarter():
+    """It is `Σ_k c_k·t_k³` in the parts of E along h: its norm is the largest |c_k|, all of E in one row."""
+    widths, norms = np.array([32, 128, 512]), []
+    for width in widths:
+        network = tangent.WideNetwork.random(int(width), 0)
+        h, z = network.hidden()
+        third = (2 - 6 * (1 - np.tanh(z) ** 2)) * (1 - np.tanh(z) ** 2)
+        length = np.linalg.norm(h, axis=1, keepdims=True) / np.sqrt(width)
+        norms.append(np.abs(network.v * third * length**3).max() / np.sqrt(width))
+    law = power_law(widths.astype(float) ** 2, np.array(norms))
+    assert law.exponent == pytest.approx(-0.25, abs=0.07)
+
+
 def test_errors_of_update_and_kernel_fall_as_sigma_squared():
     network, sigmas = tangent.WideNetwork.random(32, 1), np.array([0.05, 0.1, 0.2])
     for error in (tangent.update_error, tangent.kernel_error):

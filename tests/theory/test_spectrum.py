@@ -1,5 +1,7 @@
 """The averaged update: its rank, its effective rank, and that it is the library's own step."""
 
+import itertools
+
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -45,6 +47,15 @@ def test_its_effective_rank_comes_to_that_of_gaussian_es():
         for rank in (1, 0)
     )
     assert low[0] < 0.5 * dense[0] and low[1] > 0.9 * dense[1]
+
+
+def test_signs_on_2_by_2_repeat_themselves():
+    vectors = [np.array(v) for v in itertools.product((-1.0, 1.0), repeat=2)]
+    ranks = [
+        spectrum.numerical_rank(np.linalg.svd(np.outer(a, b) + 0.7 * np.outer(c, d), compute_uv=False))
+        for a, b, c, d in itertools.product(vectors, repeat=4)
+    ]
+    assert ranks.count(1) / len(ranks) == 0.75
 
 
 def test_ranks_of_known_spectra():

@@ -89,6 +89,15 @@ def test_the_librarys_own_perturbations_give_the_update(r):
     assert np.linalg.norm(ridge.gradient() - wanted) > 5 * np.linalg.norm(error), "σ is too small to tell"
 
 
+@pytest.mark.parametrize("r", [1, 2, 3])
+def test_a_fitness_that_sees_the_rank_gives_no_update_below_it(r):
+    (noise,) = perturbations((3, 3), r, "normal", 4096, seed=0)
+    noise = np.asarray(noise, float)
+    sees = np.abs(np.linalg.det(noise)) > 1e-5 * np.linalg.norm(noise, axis=(1, 2)) ** 3
+    update = np.mean((sees * np.sign(noise[:, 0, 0]))[:, None, None] * noise, axis=0)
+    assert update[0, 0] > 0.5 if r == 3 else np.all(update == 0)
+
+
 def test_the_update_of_a_small_sigma_is_the_gradient():
     for function in ("tanh", "bump"):
         ridge = Ridge.random(function, seed=2)

@@ -50,7 +50,8 @@ def network_numbers(seed: int, count: int, shifts: int) -> Numbers:
         norm_with_error(rank * coupled_difference(network, rank, SIGMA, count=count, shifts=shifts, seed=seed + rank))
         for rank in ranks
     ]
-    norm, error = norm_with_error(first_order(network, SIGMA, count=4 * count, shifts=shifts, seed=seed))
+    terms = first_order(network, SIGMA, count=4 * count, shifts=shifts, seed=seed)
+    norm, error = float(np.linalg.norm(terms.mean(axis=0))), math.sqrt(float(terms.var(axis=0, ddof=1).sum()) / shifts)
     return {
         "sigma": SIGMA,
         "ranks": list(ranks),
@@ -65,7 +66,8 @@ def compute(seed: int, quick: bool) -> tuple[Numbers, list[Check]]:
     """The numbers of the figure, and its claims."""
     ranks = np.array(RANKS, float)
     kept = ranks >= FROM
-    left: Numbers = {name: [remainders(r)[name] for r in RANKS] for name in remainders(RANKS[0])}
+    rows = [remainders(rank) for rank in RANKS]
+    left: Numbers = {name: [row[name] for row in rows] for name in rows[0]}
     without = {}
     for name in ("tanh", "sine", "bump"):
         pairs = [update_errors(name, rank, seed) for rank in RANKS]
