@@ -23,7 +23,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eggroll.runs.timing import interleaved
 from eggroll.integer.arithmetic import cpu_operand_dtype
 from eggroll.integer.model import init_parameters, zero_state
 from eggroll.integer.population import evaluate
@@ -31,6 +30,7 @@ from eggroll.integer.update import pair_signs, threshold, update
 from eggroll.pretrain.config import PretrainConfig
 from eggroll.pretrain.population import chunk_pairs
 from eggroll.runs.environment import environment
+from eggroll.runs.timing import interleaved
 
 MATMUL_FLOP_PER_BYTE = 2 * 12 * 256**2 * 6
 """Of the 6 × 256 model's blocks: 9.4 million, without the head."""
