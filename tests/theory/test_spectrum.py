@@ -7,25 +7,23 @@ import numpy as np
 import optax
 import pytest
 
-from eggroll.core.distribution import FullRank, LowRank
 from eggroll.core.strategy import EvolutionStrategy
 from eggroll.theory import spectrum
 
 
-@pytest.mark.parametrize("rank", [4, 0])
-def test_it_is_a_step_of_evolution_strategy(rank):
+def test_it_is_a_step_of_evolution_strategy():
     es = EvolutionStrategy(
         optax.sgd(1.0),
         population_size=12,
         sigma=spectrum.SIGMA,
-        distribution=LowRank(rank=rank) if rank else FullRank(law="normal"),
+        rank=4,
         shaping=lambda scores: scores,
         chunk_size=12,
     )
     state = es.init({"w": jnp.zeros(spectrum.SHAPE)}, seed=5)
     fitness = lambda params, key, x, y: spectrum.fitness(params, x, y)
     state, _ = es.step(state, fitness, *spectrum.batch_of("full", 5))
-    (found,) = spectrum.averaged_updates(rank, [6], "full", 5)
+    (found,) = spectrum.averaged_updates(4, [6], "full", 5)
     np.testing.assert_allclose(found, state.params["w"], rtol=1e-3, atol=1e-3 * np.abs(found).max())
 
 

@@ -70,7 +70,7 @@ def test_noise_in_fitness_adds_the_same_at_every_rank(rank):
 
 def test_a_network_of_small_sigma_has_the_linear_variance():
     for rank in (1, 0):
-        found, error = variance.network_variance(rank, "normal", 0.05, pairs=2**13, seed=0)
+        found, error = variance.network_variance(rank, "normal", 0.05, pairs=2**12, seed=0)
         wanted = variance.linear_variance(rank, (variance.NETWORK_SIDE,) * 2, "normal")
         assert found == pytest.approx(wanted, abs=5 * error + 0.05 * wanted)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float64
 
-_NODES = 320
+_NODES = 160
 _LOST = 45.0
 """Where the integrand has fallen by e⁻⁴⁵ from its highest, it no longer counts in a double."""
 
