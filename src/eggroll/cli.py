@@ -268,6 +268,8 @@ COMPARISONS = {
     "marl": "eggroll.rl.comparison",
     "finetune": "eggroll.llm.comparison",
     "distill": "eggroll.llm.distilled",
+    "trade-execute": "eggroll.trading.comparison",
+    "trade-pretrain": "eggroll.trading.comparison",
 }
 """Job → module whose `compared` makes of all runs of a report what it has to say of those of this job."""
 

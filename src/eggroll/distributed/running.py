@@ -31,6 +31,7 @@ class Prepared(NamedTuple):
       keep: (parameters at the end, folder) → weights in files.
       extra: entries of the summary, measured before the run.
       closing: the summary → further entries.
+      population: what evaluates members, for those who look into a run.
     """
 
     job: Job[Any]
@@ -39,6 +40,7 @@ class Prepared(NamedTuple):
     keep: Callable[[Any, RunFolder], None]
     extra: Callable[[], dict[str, Any]]
     closing: Callable[[dict[str, Any]], dict[str, Any]] = lambda summary: {}
+    population: Any = None
 
 
 def carried_out(

@@ -82,7 +82,7 @@ def prepared(config: DistillConfig) -> tuple[DistillConfig, Prepared]:
 
     keep = lambda lattice, folder: keep_weights(student.model(lattice), folder)
     line = _describe(config, prompts, teacher, student)
-    return config, Prepared(job, lambda: range_work(population), line, keep, extra, gap_closed)
+    return config, Prepared(job, lambda: range_work(population), line, keep, extra, gap_closed, population)
 
 
 def gap_closed(summary: dict[str, Any]) -> dict[str, Any]:

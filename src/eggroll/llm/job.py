@@ -78,7 +78,8 @@ def _made(
     extra = {"algorithm": config.learner, "task": prompts.task.name, "parameters": parameter_count(params)}
     line = describe(config, prompts, params, population)
     work = None if population is None else lambda: range_work(population)
-    return Prepared(_job(config, prompts, learner, evaluate), work, line, keep_weights, lambda: extra)
+    job = _job(config, prompts, learner, evaluate)
+    return Prepared(job, work, line, keep_weights, lambda: extra, population=population)
 
 
 def _job(config: FinetuneConfig, prompts: Prompts, learner: Learner[Any], evaluate: Any) -> Job[Any]:

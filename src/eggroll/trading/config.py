@@ -8,7 +8,7 @@ from typing import Literal
 
 from eggroll.runs.evolution import EvolutionSettings, PopulationSettings
 from eggroll.runs.settings import check_at_least, expect
-from eggroll.trading.execution import Task
+from eggroll.trading.task import Task
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,8 @@ class ExecuteConfig(EvolutionSettings, MarketSettings):
     """Episodes of a member in a generation, the same ones for all; its fitness is their mean PnL in dollars."""
     lora_rank: int = 4
     """Rank of the adapters on the model's projections, which alone evolve."""
+    lora_alpha: float = 16.0
+    """What the adapters add is times this over their rank."""
     population_size: int = 256
     """Members of the population, even."""
     generations: int = 200
@@ -113,11 +115,17 @@ class ExecuteConfig(EvolutionSettings, MarketSettings):
         for name in ("quantity", "decisions", "interval", "episodes", "lora_rank", "markets"):
             check_at_least(name, getattr(self, name), 1)
         check_at_least("validation_episodes", self.validation_episodes, 2)
+        expect(0 < self.lora_alpha < 1e6, "lora_alpha", "> 0", self.lora_alpha)
         expect(self.quantity <= 100_000, "quantity", "of at most 100,000 shares", self.quantity)
         expect(self.episodes <= self.markets, "episodes", f"of at most {self.markets} markets", self.episodes)
         expect(0 <= self.temperature < 100, "temperature", "in [0, 100)", self.temperature)
         expect(bool(self.model), "model", "as the run folder of eggroll trade pretrain", "none")
         expect(not self.coordinator, "coordinator", "left out; use --ray or --listen", self.coordinator)
+
+    @property
+    def lora_scale(self) -> float:
+        """Factor of what the adapters add."""
+        return self.lora_alpha / self.lora_rank
 
     @property
     def task(self) -> Task:

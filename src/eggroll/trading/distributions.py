@@ -18,17 +18,10 @@ from eggroll.trading.flow import DRAWS, opened
 from eggroll.trading.lobster import Day
 from eggroll.trading.model import ModelConfig, advance, draw, prepared, start_carry
 from eggroll.trading.model import step as model_step
+from eggroll.trading.task import LAG, MEASURES, QUANTILES
 from eggroll.trading.tokens import message_of
 from eggroll.trading.world import FEATURES, SEEN, Market, Others, book_features, generated, next_message
 
-LAG = 100
-"""Messages over which the price's moves are measured."""
-QUANTILES = np.linspace(0, 1, 101)
-MEASURES = {
-    "spread": "spread, ticks",
-    "gap": "time between messages, log10 of seconds",
-    "move": f"move of the mid in {LAG} messages, ticks",
-}
 _BOOKS, _MESSAGES, _READ = 32, 1500, 64
 _SEED = 1_000_003  # of keys that no other stream has
 

@@ -32,7 +32,7 @@ from eggroll.runs.trees import as_arrays, filled
 from eggroll.runs.weights import load_parameters
 from eggroll.trading.config import ExecuteConfig
 from eggroll.trading.data import OPENING, calibration_of, days_in, generated_market, recorded_markets, split
-from eggroll.trading.execution import Immediate, Outcome, Task, Trace, Trader, Twap, episode
+from eggroll.trading.execution import Outcome, Scheduled, Task, Trace, Trader, episode
 from eggroll.trading.model import ModelConfig
 from eggroll.trading.pretrain import load_model
 from eggroll.trading.trader import ModelTrader
@@ -43,6 +43,7 @@ ADAPTED = ("*/kernel",)
 AUX = ("pnl_square", "passive_share", "left_share")
 WEIGHTS = "model.safetensors"
 EPISODE = "episode.json"
+_MOST_BOOKS = 512
 _TRAIN, _HELD_OUT, _ADAPTERS, _EPISODES = range(4)  # streams of random numbers
 
 
@@ -87,6 +88,8 @@ def prepared(config: ExecuteConfig) -> tuple[ExecuteConfig, Prepared]:
     parts = parts_of(config)
     try:
         state = parts.es.init(parts.params, config.seed)
+        if jax.default_backend() == "cpu" and config.chunk_size == "auto":
+            parts = parts._replace(es=parts.es.with_chunk_size(_chunk(config)))
         parts.es.resolve_chunk_size(state, parts.fitness, *parts.arguments(0), has_aux=True)
         config = dataclasses.replace(config, chunk_size=parts.es.chunk_size or "auto")
         learner = strategy_learner(parts.es, state)
@@ -106,10 +109,16 @@ def prepared(config: ExecuteConfig) -> tuple[ExecuteConfig, Prepared]:
     extra = lambda: {"parameters": parameter_count(parts.params["lora"]), **compared.plain()}
 
     def keep(params: Any, folder: RunFolder) -> None:
-        save_tensors(as_arrays(merge_lora(params)), folder.path / WEIGHTS)
+        save_tensors(as_arrays(merge_lora(params, scale=config.lora_scale)), folder.path / WEIGHTS)
         (folder.path / EPISODE).write_text(json.dumps(compared.episode(params)) + "\n")
 
     return config, Prepared(job, lambda: _work(config, parts, state.seed), _describe(config, parts), keep, extra)
+
+
+def _chunk(config: ExecuteConfig) -> int:
+    """Members whose books a CPU's cache holds: the largest even divisor of the population with so many episodes."""
+    most = max(_MOST_BOOKS // config.episodes, 2)
+    return max(size for size in range(2, most + 1, 2) if config.population_size % size == 0)
 
 
 def parts_of(config: ExecuteConfig) -> Parts:
@@ -134,7 +143,7 @@ def parts_of(config: ExecuteConfig) -> Parts:
         numbers = np.random.default_rng([config.seed, generation]).choice(config.markets, config.episodes, False)
         return (jax.tree.map(lambda leaf: leaf[jnp.asarray(numbers)], world.train),)
 
-    return Parts(make_strategy(config), params, with_lora(fitness), arguments, model, world)
+    return Parts(make_strategy(config), params, with_lora(fitness, scale=config.lora_scale), arguments, model, world)
 
 
 def world_of(config: ExecuteConfig) -> World:
@@ -184,14 +193,15 @@ class Comparison:
         self._keys = jax.random.split(key, count)
         numbers = jnp.arange(count) % config.markets
         self._markets = jax.tree.map(lambda leaf: leaf[numbers], parts.world.held_out)
-        self._of_model = jax.jit(lambda params: self._run(self._trader(params))[0])
-        self._found: dict[str, Outcome] = {}
+        self._of_model = jax.jit(lambda params: self._run(self._trader(params)))
+        self._of_plan = jax.jit(lambda due: self._run(Scheduled(self._task, due)))
+        self._found: dict[str, tuple[Outcome, Trace]] = {}
 
     def __call__(self, params: Any) -> Metrics:
         """Mean and deviation over episodes, and the mean difference to each other way with its standard error."""
-        own = jax.tree.map(np.asarray, self._of_model(params))
+        own, _ = jax.tree.map(np.asarray, self._of_model(params))
         metrics = _told(own)
-        for name, other in self._plain().items():
+        for name, (other, _) in self._plain().items():
             difference = own.pnl - other.pnl
             metrics[f"over_{name}"] = float(difference.mean())
             metrics[f"over_{name}_error"] = float(difference.std(ddof=1) / len(difference) ** 0.5)
@@ -199,16 +209,16 @@ class Comparison:
 
     def plain(self) -> Metrics:
         """What the other ways come to."""
-        return {f"{name}_{key}": value for name, own in self._plain().items() for key, value in _told(own).items()}
+        return {f"{name}_{key}": value for name, own in self._plain().items() for key, value in _told(own[0]).items()}
 
     def episode(self, params: Any) -> dict[str, Any]:
         """The first held-out episode by the mean model, its start and TWAP, message by message."""
-        ways = {"model": self._trader(params), "start": self._trader(self._parts.params), "twap": Twap(self._task)}
-        found = {}
-        for name, trader in ways.items():
-            run = lambda market, key, trader=trader: episode(self._task, self._others, trader, market, key)
-            outcome, trace = jax.jit(run)(jax.tree.map(lambda leaf: leaf[0], self._markets), self._keys[0])
-            found[name] = {"pnl": float(outcome.pnl), **{key: _plain(leaf) for key, leaf in trace._asdict().items()}}
+        plain = self._plain()
+        ways = {"model": self._of_model(params), "start": plain["start"], "twap": plain["twap"]}
+        found = {
+            name: {"pnl": float(outcome.pnl[0]), **{key: _plain(leaf) for key, leaf in trace._asdict().items()}}
+            for name, (outcome, trace) in ways.items()
+        }
         return {"side": self._task.side, "quantity": self._task.quantity, "interval": self._task.interval, **found}
 
     @property
@@ -220,16 +230,21 @@ class Comparison:
         return self._parts.world.held_out_others
 
     def _trader(self, params: Any) -> Trader:
-        return ModelTrader(merge_lora(params), self._parts.model, self._task, self._config.temperature)
+        return ModelTrader(
+            merge_lora(params, scale=self._config.lora_scale), self._parts.model, self._task, self._config.temperature
+        )
 
     def _run(self, trader: Trader) -> tuple[Outcome, Trace]:
+        """All outcomes, and the course of the first."""
         one = lambda market, key: episode(self._task, self._others, trader, market, key)
-        return jax.vmap(one)(self._markets, self._keys)
+        outcomes, traces = jax.vmap(one)(self._markets, self._keys)
+        return outcomes, jax.tree.map(lambda leaf: leaf[0], traces)
 
-    def _plain(self) -> dict[str, Outcome]:
+    def _plain(self) -> dict[str, tuple[Outcome, Trace]]:
         if not self._found:
-            ways: dict[str, Trader] = {"twap": Twap(self._task), "immediate": Immediate(self._task)}
-            found = {name: jax.jit(lambda trader=trader: self._run(trader)[0])() for name, trader in ways.items()}
+            shares = np.arange(1, self._task.decisions + 1) * self._task.quantity // self._task.decisions
+            plans = {"twap": shares, "immediate": np.full_like(shares, self._task.quantity)}
+            found = {name: self._of_plan(jnp.asarray(due, jnp.int32)) for name, due in plans.items()}
             found["start"] = self._of_model(self._parts.params)
             self._found = jax.tree.map(np.asarray, found)
         return self._found

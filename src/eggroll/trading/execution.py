@@ -2,48 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float32, Int32, Key
 
 from eggroll.trading.book import NONE, TICK, Book, Message, best, held_of, mid, step
 from eggroll.trading.flow import DRAWS
 from eggroll.trading.messages import DELETE, MARKET
+from eggroll.trading.task import Task as Task
 from eggroll.trading.world import Market, Others, next_message
 
 CHILD = -1
 """Id of the order that an episode has in the book; ids below 0 are nobody else's."""
 DOLLAR = 10_000
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is to be done.
-
-    Attributes:
-      side: "sell" or "buy".
-      quantity: shares.
-      decisions: how often an order may be put, each in place of the one before.
-      interval: messages of others between two decisions, and before the first, which the trader just reads.
-    """
-
-    side: Literal["sell", "buy"] = "sell"
-    quantity: int = 400
-    decisions: int = 16
-    interval: int = 16
-
-    @property
-    def direction(self) -> int:
-        """+1 to buy, −1 to sell."""
-        return 1 if self.side == "buy" else -1
-
-    @property
-    def messages(self) -> int:
-        """Of others in an episode."""
-        return (self.decisions + 1) * self.interval
 
 
 class Order(NamedTuple):
@@ -99,11 +74,15 @@ class Trader(Protocol):
         """The order that replaces the last one."""
 
 
-class Twap:
-    """The same share of the quantity at each decision, at any price."""
+class Scheduled:
+    """Market orders after a plan, at any price.
 
-    def __init__(self, task: Task) -> None:
-        self._task = task
+    Args:
+      due: (decisions,) shares that are to be traded by each decision.
+    """
+
+    def __init__(self, task: Task, due: ArrayLike) -> None:
+        self._task, self._due = task, jnp.asarray(due, jnp.int32)
 
     def start(self) -> Any:
         """Nothing."""
@@ -114,18 +93,23 @@ class Twap:
         return memory
 
     def decide(self, memory: Any, book: Book, account: Account, key: Any) -> tuple[Any, Order]:
-        """What brings it to its share of time."""
+        """What the plan is behind by."""
         done = self._task.quantity - account.left
-        due = self._task.quantity * (account.decided + 1) // self._task.decisions
-        return memory, Order(jnp.int32(MARKET), jnp.int32(0), due - done)
+        return memory, Order(jnp.int32(MARKET), jnp.int32(0), self._due[account.decided] - done)
 
 
-class Immediate(Twap):
-    """All at once, at any price."""
+class Twap(Scheduled):
+    """The same share of the quantity at each decision."""
 
-    def decide(self, memory: Any, book: Book, account: Account, key: Any) -> tuple[Any, Order]:
-        """All that is left."""
-        return memory, Order(jnp.int32(MARKET), jnp.int32(0), account.left)
+    def __init__(self, task: Task) -> None:
+        super().__init__(task, task.quantity * np.arange(1, task.decisions + 1) // task.decisions)
+
+
+class Immediate(Scheduled):
+    """All at the first decision."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__(task, np.full(task.decisions, task.quantity))
 
 
 def episode(task: Task, others: Others, trader: Trader, market: Market, key: Key[Array, ""]) -> tuple[Outcome, Trace]:
