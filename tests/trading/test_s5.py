@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from eggroll.trading import s5
 
 WIDTH, STATE, PAIRS = 8, 12, 6
+init_ssm = jax.jit(s5.init_ssm, static_argnums=(1, 2))
 
 
 @functools.cache
 def system(seed):
-    return jax.jit(functools.partial(s5.init_ssm, width=WIDTH, state=STATE))(jax.random.key(seed))
+    return init_ssm(jax.random.key(seed), WIDTH, STATE)
 
 
 def inputs(seed, time, scale=1.0):
@@ -104,7 +105,7 @@ def test_hippo_is_the_normal_part_of_legs(state):
 
 
 def test_a_new_system_starts_as_documented():
-    params = jax.jit(functools.partial(s5.init_ssm, width=40, state=64))(jax.random.key(1))
+    params = init_ssm(jax.random.key(1), 40, 64)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     assert ((params["log_step"] >= np.log(1e-3)) & (params["log_step"] <= np.log(1e-1))).all()
     eigenvalues, vectors = s5.hippo(64)
@@ -142,7 +143,7 @@ def test_a_discretised_system_stays_so():
 
 
 def test_a_layer_is_norm_system_gate_and_residual():
-    layer = jax.jit(functools.partial(s5.init_layer, width=WIDTH, state=STATE))(jax.random.key(3))
+    layer = jax.jit(s5.init_layer, static_argnums=(1, 2))(jax.random.key(3), WIDTH, STATE)
     keys = jax.random.split(jax.random.key(4), 4)
     for (group, name), key in zip((("norm", "scale"), ("norm", "bias"), ("gate", "bias")), keys, strict=False):
         layer[group][name] = jax.random.normal(key, (WIDTH,))

@@ -15,9 +15,11 @@ import optax
 from numpy.typing import NDArray
 
 from eggroll.core.errors import UsageError
+from eggroll.runs.settings import from_json
 from eggroll.trading.book import TICK, levels
 from eggroll.trading.flow import KINDS, Flow, opened, simulate
 from eggroll.trading.messages import CANCEL, DELETE, EXECUTE, HIDDEN, LIMIT, Messages
+from eggroll.trading.task import LAG
 
 DEFAULT = Path(__file__).with_name("calibration.json")
 """Of the free sample of LOBSTER, Apple on 21 June 2012, its first 998 messages."""
@@ -40,6 +42,7 @@ class Calibration:
       chain: (8, 8) from event to event, alike for both sides.
       crowd: usual number of orders of a side; of more, more are deleted.
       improves, spread: share of limit orders inside the spread, at the mean spread in ticks.
+      forgets: how fast the market takes the mid for the price, share a message.
       inside, behind: weights of 1, 2, … ticks inside the spread, and of 0, 1, … ticks behind the best price.
       joins: share of the latter that queue where others stand.
       fading: how readily an order 0, 1, … ticks behind the best price is deleted.
@@ -53,6 +56,7 @@ class Calibration:
     chain: tuple[tuple[float, ...], ...]
     crowd: float
     improves: float
+    forgets: float
     spread: float
     inside: tuple[float, ...]
     behind: tuple[float, ...]
@@ -64,17 +68,38 @@ class Calibration:
     partial: float
 
     def __post_init__(self) -> None:
-        ranges = {"base": self.base, "crowd": self.crowd, "improves": self.improves, "spread": self.spread}
-        for name, value in ranges.items():
-            if not 0 < value < 1e9:
-                raise UsageError(f"expected {name} of a calibration > 0, got {value}; calibrate anew")
+        for name in ("base", "crowd", "improves", "spread"):
+            self._hold(name, "a number > 0", 0 < getattr(self, name) < 1e9)
+        for name in ("joins", "partial"):
+            self._hold(name, "a share, 0 to 1", 0 <= getattr(self, name) <= 1)
+        is_rates = 0 < len(self.decay) == len(self.jump) <= len(SPEEDS) and min(self.decay) > 0
+        self._hold("decay", f"1 to {len(SPEEDS)} numbers > 0, as many as jumps", is_rates and max(self.decay) < 1e9)
+        if not 0 <= self.forgets <= 1:
+            raise UsageError(f"expected forgets of a calibration in [0, 1], got {self.forgets}; calibrate anew")
         branching = sum(jump / decay for jump, decay in zip(self.jump, self.decay, strict=True))
         if not branching < 1 or min(self.jump) < 0:
             raise UsageError(
                 f"expected a message to cause less than one other, got {branching:.2f}; calibrate on more messages"
             )
-        if len(self.chain) != 8 or any(len(row) != 8 or not sum(row) > 0 for row in self.chain):
-            raise UsageError("expected a chain of 8 by 8 events in a calibration, got another; calibrate anew")
+        is_chain = len(self.chain) == 8 and all(len(row) == 8 and _are_weights(row) for row in self.chain)
+        self._hold("chain", "weights of 8 by 8 events", is_chain)
+        for name in ("inside", "behind", "fading", "limit_sizes", "taken_sizes"):
+            self._hold(name, "weights, numbers ≥ 0 that are not all 0", _are_weights(getattr(self, name)))
+        self._hold(
+            "sizes",
+            "whole numbers of shares > 0",
+            len(self.sizes) > 0 and min(self.sizes) > 0 and max(self.sizes) < 2**31,
+        )
+        counts = (len(self.sizes), len(self.limit_sizes), len(self.taken_sizes))
+        self._hold("sizes", "as many as weights in limit_sizes and in taken_sizes", len(set(counts)) == 1)
+
+    def _hold(self, name: str, expected: str, holds: bool) -> None:
+        if not holds:
+            got = str(getattr(self, name))
+            raise UsageError(
+                f"expected {expected}, as {name} of a calibration, got {got if len(got) < 40 else got[:36] + ' …'}; "
+                "calibrate anew"
+            )
 
     def flow(self) -> Flow:
         """The market that has these numbers."""
@@ -88,6 +113,7 @@ class Calibration:
             chain=real(chain / chain.sum(1, keepdims=True)),
             crowd=real(self.crowd),
             improves=real(self.improves),
+            forgets=real(self.forgets),
             spread=real(self.spread),
             inside=law(self.inside),
             behind=law(self.behind),
@@ -115,7 +141,7 @@ def read_calibration(path: Path = DEFAULT) -> Calibration:
         names = {field.name for field in fields(Calibration)}
         if not isinstance(held, dict) or set(held) != names:
             raise ValueError(f"fields other than {', '.join(sorted(names))}")
-        return Calibration(**{name: _frozen(value) for name, value in held.items()})
+        return from_json(Calibration, {name: _frozen(value) for name, value in held.items()}, str(path))
     except UsageError:
         raise
     except (OSError, ValueError, TypeError) as error:
@@ -153,6 +179,7 @@ def calibrated(messages: Messages, book: NDArray[np.int64]) -> Calibration:
         chain=_chain(seen),
         crowd=crowd,
         improves=float(improving),
+        forgets=0.05,
         spread=float(spread.mean()),
         inside=_smoothed(inside - 1, INSIDE),
         behind=_smoothed(behind, TICKS),
@@ -188,6 +215,7 @@ class Shape(NamedTuple):
     spread: Any  # ticks
     depth: Any  # ticks from the best to the tenth price
     volume: Any  # shares at the best ten prices of a side; told, not aimed at
+    moves: Any  # standard deviation of the mid's move in `LAG` messages, ticks
 
 
 def shape_of(book: NDArray[np.int64]) -> Shape:
@@ -195,14 +223,18 @@ def shape_of(book: NDArray[np.int64]) -> Shape:
     price, size = book[:, :10, 0::2], book[:, :10, 1::2]
     full = (size[:, 9] > 0).all(-1)
     depth = np.abs(price[full, 9] - price[full, 0]).mean() / TICK
-    return Shape(float((price[:, 0, 0] - price[:, 0, 1]).mean() / TICK), float(depth), float(size.sum(1).mean()))
+    middle, lag = price[:, 0].mean(1) / TICK, min(LAG, len(book) // 2)
+    spread = (price[:, 0, 0] - price[:, 0, 1]).mean() / TICK
+    moves = (middle[lag:] - middle[:-lag]).std() * (LAG / lag) ** 0.5
+    return Shape(float(spread), float(depth), float(size.sum(1).mean()), float(moves))
 
 
 def settled(calibration: Calibration, wanted: Shape, rounds: int = 16, *, seed: int = 0) -> Calibration:
     """Numbers under which the market itself comes to a shape, since small errors add up in a book.
 
     Args:
-      rounds: of a simulation, after each of which more or fewer orders better the best price, or stand wider.
+      rounds: of a simulation, after each of which more or fewer orders better the best price, the market's memory is
+        longer or shorter, and orders stand wider or nearer.
     """
     made = jax.jit(simulated_shape)
     for number in range(rounds):
@@ -210,6 +242,7 @@ def settled(calibration: Calibration, wanted: Shape, rounds: int = 16, *, seed: 
         calibration = dataclasses.replace(
             calibration,
             improves=float(np.clip(calibration.improves * (found.spread / wanted.spread) ** 0.4, 0.02, 5)),
+            forgets=float(np.clip(calibration.forgets * (wanted.moves / found.moves) ** 0.6, 1e-4, 1)),
             behind=_stretched(calibration.behind, float(np.clip(wanted.depth / found.depth, 0.5, 2) ** 0.4)),
         )
     return calibration
@@ -221,14 +254,17 @@ def simulated_shape(flow: Flow, key: Any, markets: int = 16, count: int = 4000) 
     def one(key: Any) -> Any:
         first, then = jax.random.split(key)
         books = simulate(flow, then, count, *opened(flow, first, 5_000_000))[1][2]
-        rows = jax.vmap(lambda book: levels(book, 10))(jax.tree.map(lambda leaf: leaf[::16], books))
+        rows = jax.vmap(lambda book: levels(book, 10))(jax.tree.map(lambda leaf: leaf[:: LAG // 4], books))
         deep = (rows[:, 9, 0] - rows[:, 0, 0] + rows[:, 0, 2] - rows[:, 9, 2]) / 2
         full = (rows[:, 9, 1] > 0) & (rows[:, 9, 3] > 0)
         spread = (rows[:, 0, 0] - rows[:, 0, 2]).mean() / TICK
         volume = (rows[:, :, 1] + rows[:, :, 3]).sum(1).mean() / 2
-        return spread, jnp.where(full, deep, 0).sum() / jnp.maximum(full.sum(), 1) / TICK, volume
+        middle = (rows[:, 0, 0] + rows[:, 0, 2] - 10_000_000) / (2 * TICK)
+        square = jnp.square(middle[4:] - middle[:-4]).mean()
+        return spread, jnp.where(full, deep, 0).sum() / jnp.maximum(full.sum(), 1) / TICK, volume, square
 
-    return Shape(*(each.mean() for each in jax.vmap(one)(jax.random.split(key, markets))))
+    spread, depth, volume, square = (each.mean() for each in jax.vmap(one)(jax.random.split(key, markets)))
+    return Shape(spread, depth, volume, jnp.sqrt(square))
 
 
 def _stretched(weights: tuple[float, ...], factor: float) -> tuple[float, ...]:
@@ -348,6 +384,10 @@ def _sizes(seen: _Seen) -> tuple[tuple[int, ...], tuple[float, ...], tuple[float
 
     taken = (seen.kind == EXECUTE) | (seen.kind == HIDDEN)
     return tuple(int(size) for size in common), weights(seen.kind == LIMIT), weights(taken)
+
+
+def _are_weights(values: tuple[float, ...]) -> bool:
+    return 0 < sum(values) < float("inf") and all(value >= 0 for value in values)
 
 
 def _frozen(value: Any) -> Any:

@@ -29,7 +29,7 @@ class PretrainConfig(PopulationSettings, MarketSettings):
     """Name of the job, recorded."""
     population_size: int = 2
     """Not used: a gradient has no population."""
-    generations: int = 1500
+    generations: int = 1000
     """Steps of Adam."""
     learning_rate: float = 0.003
     """Largest step size; it rises for a twentieth of the steps and falls along a cosine."""
@@ -86,7 +86,7 @@ class ExecuteConfig(EvolutionSettings, MarketSettings):
     temperature: float = 0.0
     """Of the draw of price and size; 0: the likeliest."""
     episodes: int = 4
-    """Episodes of a member in a generation, the same ones for all; its fitness is their mean PnL in dollars."""
+    """Episodes of a member in a generation, the same ones for all; each counts by the centred rank of its PnL."""
     lora_rank: int = 4
     """Rank of the adapters on the model's projections, which alone evolve."""
     lora_alpha: float = 16.0

@@ -12,10 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Array, Float
 
 from eggroll.core.adapters import add_lora, merge_lora, with_lora
 from eggroll.core.distribution import LowRank
 from eggroll.core.errors import UsageError
+from eggroll.core.fitness import centred_rank
 from eggroll.core.state import seed_words
 from eggroll.core.strategy import EvolutionStrategy
 from eggroll.distributed.running import Prepared, carried_out
@@ -137,7 +139,7 @@ def parts_of(config: ExecuteConfig) -> Parts:
         keys = jax.random.split(key, config.episodes)
         found, _ = jax.vmap(lambda market, key: episode(task, others, trader, market, key))(markets, keys)
         aux = (jnp.square(found.pnl).mean(), found.passive.mean(), found.left.mean())
-        return found.pnl.mean(), dict(zip(AUX, aux, strict=True))
+        return found.pnl, dict(zip(AUX, aux, strict=True))
 
     def arguments(generation: int) -> tuple[Any, ...]:
         numbers = np.random.default_rng([config.seed, generation]).choice(config.markets, config.episodes, False)
@@ -166,15 +168,24 @@ def world_of(config: ExecuteConfig) -> World:
     return World(others, train, held_out, others)
 
 
+def episode_rank(scores: Float[Array, "members *episodes"]) -> Float[Array, "members"]:
+    """The centred rank of each member's PnL in each episode, which all members share, averaged over episodes.
+
+    Ranked singly, an episode in which the price runs away counts no more than another.
+    """
+    by_episode = scores.reshape(scores.shape[0], -1)
+    return jax.vmap(centred_rank, in_axes=1)(by_episode).mean(0)
+
+
 def make_strategy(config: ExecuteConfig) -> EvolutionStrategy:
-    """The strategy of a run: adapters evolve, by the centred ranks of PnL under common random numbers."""
+    """The strategy of a run: adapters evolve, by ranks of PnL under common random numbers."""
     kinds: dict[str, Callable[..., Any]] = {"sgd": optax.sgd, "adam": optax.adam}
     return EvolutionStrategy(
         kinds[config.optimizer](lambda generation: learning_rate_at(config, generation)),
         population_size=config.population_size,
         sigma=lambda generation: sigma_at(config, generation),
         distribution=LowRank(config.rank),
-        shaping="centred_rank",
+        shaping=episode_rank,
         group_size=config.population_size,
         chunk_size=config.chunk_size,
         trainable="lora/*",

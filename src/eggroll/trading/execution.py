@@ -12,7 +12,7 @@ from jaxtyping import Array, Float32, Int32, Key
 
 from eggroll.trading.book import NONE, TICK, Book, Message, best, held_of, mid, step
 from eggroll.trading.flow import DRAWS
-from eggroll.trading.messages import DELETE, MARKET
+from eggroll.trading.messages import CANCEL, DELETE, MARKET
 from eggroll.trading.task import Task as Task
 from eggroll.trading.world import Market, Others, next_message
 
@@ -52,7 +52,7 @@ class Outcome(NamedTuple):
 class Trace(NamedTuple):
     """An episode's course: a row for each message of others from the first decision on."""
 
-    time: Any  # ns since the episode's beginning
+    time: Any  # ns since the first decision
     bid: Any
     ask: Any
     child: Any  # price of the resting child order; 0: none
@@ -165,8 +165,9 @@ def _waited(task: Task, others: Others, market: Market, account: Account, draws:
         before, dropped = held_of(market.book, CHILD), market.book.dropped
         market, seen = next_message(others, market, draws)
         held = held_of(market.book, CHILD)
-        is_lost = (market.book.dropped > dropped) & (held == 0)  # a full side has no room for it: nobody took it
-        filled = jnp.where(is_lost, 0, before - held)
+        is_dropped = (market.book.dropped > dropped) & (held == 0)  # a full side has no room for it
+        is_cancelled = (seen.message.kind == CANCEL) | (seen.message.kind == DELETE)  # by an anonymous message
+        filled = jnp.where(is_dropped | is_cancelled, 0, before - held)
         account = _filled(task, account, filled, filled * (account.price - account.arrival))
         account = account._replace(passive=account.passive + filled)
         features = jnp.concatenate([seen.features, task_features(task, market.book, account)])
@@ -182,17 +183,18 @@ def _ordered(task: Task, book: Book, account: Account, order: Order) -> tuple[Bo
     """The last order is taken back, the new one put."""
     size = jnp.clip(order.size, 0, account.left)
     direction = jnp.int32(task.direction)
-    book, _ = _put(book, Message(jnp.int32(DELETE), jnp.int32(CHILD), size, account.price, direction))
-    book, trade = _put(book, Message(order.kind, jnp.int32(CHILD), size, order.price, direction))
+    book = _taken_back(task, book)
+    book, trade = step(book, Message(order.kind, jnp.int32(CHILD), size, order.price, direction))
     gained = trade.value - trade.quantity * (account.arrival - book.origin)
     account = _filled(task, account, trade.quantity, gained)
     return book, account._replace(price=order.price, decided=account.decided + 1)
 
 
-def _put(book: Book, message: Message) -> tuple[Book, Any]:
-    """As `book.step`, except that to take back what is not there any more is no error."""
-    after, trade = step(book, message)
-    return after._replace(unmatched=book.unmatched), trade
+def _taken_back(task: Task, book: Book) -> Book:
+    """Without the child order; that it is not there any more is no error."""
+    none = jnp.int32(0)  # also the size: what is taken from an anonymous order, which may be meant if it is gone
+    after, _ = step(book, Message(jnp.int32(DELETE), jnp.int32(CHILD), none, none, jnp.int32(task.direction)))
+    return after._replace(unmatched=book.unmatched)
 
 
 def _filled(task: Task, account: Account, shares: Any, value: Any) -> Account:
@@ -203,11 +205,11 @@ def _filled(task: Task, account: Account, shares: Any, value: Any) -> Account:
 def _closed(task: Task, book: Book, account: Account) -> Outcome:
     """The rest crosses the book; what even that has no room for counts as traded at the last price that had."""
     direction, left = jnp.int32(task.direction), account.left
-    book, _ = _put(book, Message(jnp.int32(DELETE), jnp.int32(CHILD), left, account.price, direction))
+    book = _taken_back(task, book)
     other = 0 if task.side == "sell" else 1
     live = book.size[other] > 0
     worst = jnp.where(live.any(), jnp.where(live, book.key[other], -NONE).max() * task.direction, account.arrival)
-    _, trade = _put(book, Message(jnp.int32(MARKET), jnp.int32(CHILD), left, jnp.int32(0), direction))
+    _, trade = step(book, Message(jnp.int32(MARKET), jnp.int32(CHILD), left, jnp.int32(0), direction))
     account = _filled(task, account, trade.quantity, trade.value - trade.quantity * (account.arrival - book.origin))
     account = _filled(task, account, account.left, account.left * (worst - account.arrival))
     pnl = jnp.float32(account.gained) / DOLLAR

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float32, Int32, Key
 
-from eggroll.trading.book import CAPACITY, NONE, TICK, Book, Message, best, empty_book, step
+from eggroll.trading.book import CAPACITY, NONE, TICK, Book, Message, empty_book, step
 from eggroll.trading.messages import CANCEL, DELETE, EXECUTE, HIDDEN, LIMIT
 
 KINDS = (LIMIT, DELETE, EXECUTE, HIDDEN)
@@ -40,7 +40,8 @@ class Flow(NamedTuple):
     decay: Float32[Array, "speeds"]  # per second
     chain: Float32[Array, "8 8"]  # from the event before to this one, rows sum to 1
     crowd: Float32[Array, ""]  # usual number of orders of a side
-    improves: Float32[Array, ""]  # share of limit orders that better their side's best price, at the usual spread
+    improves: Float32[Array, ""]  # share of limit orders that better a best price half the usual spread from the anchor
+    forgets: Float32[Array, ""]  # share of the way to the mid that the anchor goes with each message
     spread: Float32[Array, ""]  # usual spread, ticks
     inside: Float32[Array, "ticks"]  # distribution function of improvements by 1, 2, … ticks
     behind: Float32[Array, "ticks"]  # of limit orders 0, 1, 2, … ticks behind the best price
@@ -58,11 +59,12 @@ class FlowState(NamedTuple):
     excitement: Float32[Array, "speeds"]  # intensity above the base, per second
     event: Int32[Array, ""]  # of the message before
     next_id: Int32[Array, ""]
+    anchor: Float32[Array, ""]  # what the market holds the price for, ticks from the book's origin: the mid of late
 
 
 def start_flow(flow: Flow) -> FlowState:
     """At rest; ids from 1."""
-    return FlowState(jnp.zeros_like(flow.jump), jnp.int32(0), jnp.int32(1))
+    return FlowState(jnp.zeros_like(flow.jump), jnp.int32(0), jnp.int32(1), jnp.float32(0))
 
 
 def flow_step(
@@ -80,14 +82,15 @@ def flow_step(
     event = _event(flow, state.event, book, draws[4])
     kind, direction = jnp.array(KINDS)[event % 4], 1 - 2 * (event // 4)
     own = jnp.arange(2) == event // 4
-    key = jnp.where(book.size > 0, book.key, NONE).min(-1)
-    touch = jnp.where(own, key, 0).sum()  # key of the own side's best price
-    spread = (best(book)[1] - best(book)[0]) // TICK
-    placed = touch + TICK * _ticks_behind(flow, spread, kind, draws[5:7])
+    touch, spread = _touch(flow, book, own, direction)
+    ahead = (touch + direction * book.origin) / TICK  # of the own side's best price from the origin, outwards
+    anchor = state.anchor - flow.forgets * (direction * (ahead - spread / 2) + state.anchor)
+    distance = ahead + direction * anchor
+    placed = touch + TICK * _ticks_behind(flow, spread, distance, kind, draws[5:7])
     at = jnp.where((kind == LIMIT) & (draws[11] < flow.joins), _joined(book, own, touch, placed), placed)
     size = _size(flow, kind, draws[7])
     slot = _slot(book, hazard, own, touch, kind, draws[8])
-    meant = own[:, None] & (jnp.arange(book.key.shape[-1]) == slot)
+    meant = own[:, None] & (jnp.arange(book.key.shape[-1]) == slot)[None]
     there, held, named = (jnp.where(meant, each, 0).sum() for each in (book.size, book.key, book.order_id))
     is_partial = (kind == DELETE) & (draws[9] < flow.partial) & (there > 1)
     some = 1 + jnp.int32(draws[10] * jnp.maximum(there - 1, 1))
@@ -101,7 +104,7 @@ def flow_step(
         price=jnp.where(rests, at, held) * -direction,
         direction=direction,
     )
-    new = FlowState(excitement + flow.jump, event, state.next_id + (kind == LIMIT))
+    new = FlowState(excitement + flow.jump, event, state.next_id + (kind == LIMIT), anchor)
     return new, jnp.int32(seconds * 1e9), message
 
 
@@ -178,12 +181,35 @@ def _event(flow: Flow, before: Int32[Array, ""], book: Book, draw: Float32[Array
     return jnp.minimum((total <= draw * total[-1]).sum(), 7)
 
 
+def _touch(
+    flow: Flow, book: Book, own: Bool[Array, "2"], direction: Int32[Array, ""]
+) -> tuple[Int32[Array, ""], Int32[Array, ""]]:
+    """Key of the own side's best price, and the spread in ticks.
+
+    Of a side that somebody has emptied it is the usual spread away from the other, and if that is empty too, from the
+    book's origin.
+    """
+    key = jnp.where(book.size > 0, book.key, NONE).min(-1)
+    touch, other = jnp.where(own, key, 0).sum(), jnp.where(own, 0, key).sum()
+    usual = jnp.maximum(jnp.int32(flow.spread), 1)
+    spread = jnp.where((touch == NONE) | (other == NONE), usual, (touch + other) // TICK)
+    anchor = jnp.where(other == NONE, book.origin // TICK * TICK * direction, other)
+    return jnp.where(touch == NONE, usual * TICK - anchor, touch), spread
+
+
 def _ticks_behind(
-    flow: Flow, spread: Int32[Array, ""], kind: Int32[Array, ""], draws: Float32[Array, "2"]
+    flow: Flow,
+    spread: Int32[Array, ""],
+    distance: Float32[Array, ""],
+    kind: Int32[Array, ""],
+    draws: Float32[Array, "2"],
 ) -> Int32[Array, ""]:
-    """How far behind its side's best price an order is put; below 0 inside the spread, which it never closes."""
+    """How far behind its side's best price an order is put; below 0 inside the spread, which it never closes.
+
+    The further the best price is from the anchor, the likelier it is bettered: a gap that somebody has torn closes.
+    """
     room = jnp.clip(spread - 1, 0, flow.inside.shape[0])
-    share = jnp.clip(flow.improves * (spread - 1) / flow.spread, 0, 0.9)
+    share = jnp.clip(flow.improves * 2 * distance / flow.spread, 0, 0.9)
     inside = (kind == HIDDEN) | (draws[0] < share)
     limit = jnp.where(room > 0, flow.inside[jnp.maximum(room - 1, 0)], 0)
     better = jnp.minimum(1 + _inverse(flow.inside, draws[1] * limit), room)
@@ -222,7 +248,8 @@ def _slot(
 
 def _inverse(law: Float32[Array, "n"], draw: Float32[Array, "*more"]) -> Int32[Array, "*more"]:
     """The value whose distribution function passes a draw."""
-    return jnp.minimum((law <= jnp.expand_dims(draw, -1)).sum(-1), law.shape[0] - 1)
+    law_of_each = law.reshape((1,) * jnp.ndim(draw) + law.shape)
+    return jnp.minimum((law_of_each <= jnp.expand_dims(draw, -1)).sum(-1), law.shape[0] - 1)
 
 
 def as_numpy(flow: Flow) -> Flow:

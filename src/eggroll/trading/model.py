@@ -29,13 +29,15 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Int32, Key
 
 from eggroll.core.errors import UsageError
-from eggroll.trading.s5 import Params, discretised, init_layer, init_norm, layer_norm, layer_scan, layer_step
-from eggroll.trading.tokens import COLUMN, FIELDS, MODELLED, VALUES
+from eggroll.trading.s5 import Params, discretised, init_layer, init_norm, layer_norm, layer_scan, layer_step, normals
+from eggroll.trading.tokens import COLUMN, MODELLED, VALUES
 
 _SPANS = dict(
     zip(MODELLED, itertools.pairwise(itertools.accumulate((VALUES[name] for name in MODELLED), initial=0)), strict=True)
 )
 """The columns of head/logits that are a field's."""
+_TOTAL = _SPANS[MODELLED[-1]][1]
+_LOW = tuple(name for name in VALUES if name not in MODELLED)
 
 
 @dataclass(frozen=True)
@@ -64,29 +66,27 @@ class ModelConfig:
 
 def init_model(key: Key[Array, ""], config: ModelConfig) -> Params:
     """A model at its start, as the module says."""
-    width, fields = config.width, len(MODELLED)
-    own = iter(jax.random.split(key, config.layers + 2 * fields + 3))
-
-    def normal(*shape: int, variance: float) -> Float[Array, "..."]:
-        return jax.random.normal(next(own), shape) * math.sqrt(variance)
-
-    def tables(names: tuple[str, ...]) -> Params:
-        return {name: normal(VALUES[name], width, variance=1 / len(names)) for name in names}
-
-    def dense(inputs: int, outputs: int) -> Params:
-        return {"kernel": normal(inputs, outputs, variance=1 / inputs), "bias": jnp.zeros(outputs)}
-
+    width, hidden = config.width, len(MODELLED) * config.width
+    one, two = jax.random.split(key)
+    layers = jax.vmap(lambda own: init_layer(own, width, config.state))(jax.random.split(one, config.layers))
+    shapes = (_TOTAL, width), (config.features, width), (width, hidden), (_TOTAL, width), (width, _TOTAL)
+    embed, observe, inner, seen, logits = normals(two, *shapes)
     return {
-        "embed": tables(MODELLED),
-        "observe": {"kernel": normal(config.features, width, variance=1 / config.features)},
-        "layers": {str(index): init_layer(next(own), width, config.state) for index in range(config.layers)},
+        "embed": _tables(embed, MODELLED),
+        "observe": {"kernel": observe / math.sqrt(config.features)},
+        "layers": {str(index): jax.tree.map(lambda leaf, at=index: leaf[at], layers) for index in range(config.layers)},
         "norm": init_norm(width),
         "head": {
-            "hidden": dense(width, fields * width),
-            "embed": tables(MODELLED[:-1]),
-            "logits": dense(width, sum(VALUES[name] for name in MODELLED)),
+            "hidden": {"kernel": inner / math.sqrt(width), "bias": jnp.zeros(hidden)},
+            "embed": _tables(seen, MODELLED[:-1]),
+            "logits": {"kernel": logits / math.sqrt(width), "bias": jnp.zeros(_TOTAL)},
         },
     }
+
+
+def _tables(rows: Float[Array, "all width"], names: tuple[str, ...]) -> Params:
+    """Embeddings of some fields, whose sum has unit variance."""
+    return {name: rows[slice(*_SPANS[name])] / math.sqrt(len(names)) for name in names}
 
 
 def prepared(params: Params) -> Params:
@@ -215,23 +215,30 @@ def draw(
     _known("given", given, COLUMN)
     _known("allowed", allowed, MODELLED)
     head, seen, row = params["head"], jnp.zeros_like(hidden), []
-    for (name, values), own in zip(FIELDS, jax.random.split(key, len(FIELDS)), strict=True):
+    one, two = jax.random.split(key)
+    noise = _noise(one, temperature)
+    low = dict(zip(_LOW, jax.random.randint(two, (len(_LOW),), 0, VALUES[_LOW[0]]), strict=True))
+    for name in VALUES:
         token = given.get(name)
-        if token is None and name in MODELLED:
-            token = _choose(_logits(head, hidden, seen, name), own, temperature, allowed.get(name))
-        elif token is None:
-            token = jax.random.randint(own, (), 0, values)
+        if token is None:
+            token = low[name] if name in low else _likeliest(_logits(head, hidden, seen, name), name, noise, allowed)
         row.append(jnp.asarray(token, jnp.int32))
         if name in head["embed"]:
             seen = seen + head["embed"][name][row[-1]]
     return jnp.stack(row)
 
 
-def _choose(logits: Array, key: Array, temperature: ArrayLike, allowed: Array | None) -> Array:
-    """The largest of logits + temperature · Gumbel noise, which draws from the softmax of logits / temperature."""
-    if not (isinstance(temperature, int | float) and temperature == 0):
-        logits = logits + temperature * jax.random.gumbel(key, logits.shape)
-    return jnp.argmax(logits if allowed is None else jnp.where(allowed, logits, -jnp.inf))
+def _noise(key: Key[Array, ""], temperature: ArrayLike) -> Array | None:
+    """Gumbel noise by the temperature for all logits; the largest sum of both is a draw from softmax(logits / T)."""
+    if isinstance(temperature, int | float) and temperature == 0:
+        return None
+    return jax.random.gumbel(key, (_TOTAL,)) * temperature
+
+
+def _likeliest(logits: Array, field: str, noise: Array | None, allowed: Mapping[str, Array]) -> Array:
+    if noise is not None:
+        logits = logits + noise[slice(*_SPANS[field])]
+    return jnp.argmax(jnp.where(allowed[field], logits, -jnp.inf) if field in allowed else logits)
 
 
 def _known(what: str, names: Iterable[str], known: Iterable[str]) -> None:

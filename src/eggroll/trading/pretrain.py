@@ -36,7 +36,7 @@ from eggroll.trading.data import (
 from eggroll.trading.distributions import draw_distributions
 from eggroll.trading.model import ModelConfig, advance, init_model, log_probabilities, start_carry
 from eggroll.trading.tokens import MODELLED
-from eggroll.trading.world import FEATURES
+from eggroll.trading.world import FEATURES, SEEN
 
 TOLD = {
     "kind": ("kind",),
@@ -118,6 +118,8 @@ def learner_for(config: PretrainConfig, train: Stream) -> Learner[Any]:
     """Start and update, which needs no weights: its journal's frames hold a zero."""
     key = jax.random.key(config.seed & 0xFFFFFFFF)
     params = init_model(jax.random.fold_in(key, _START), model_of(config))
+    seen = params["observe"]["kernel"]
+    params["observe"]["kernel"] = seen.at[SEEN:].set(0)  # what no message shows must not disturb who will see it
     optimizer = optimizer_of(config)
 
     @jax.jit

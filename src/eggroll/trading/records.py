@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -77,29 +76,22 @@ def look_of(day: Day) -> dict[str, Any]:
     """What a day looks like: rates, kinds, spread, depth.
 
     Returns:
-      messages a second; gap_seconds and spread_ticks at the quantiles 0.1, 0.5 and 0.9; mean spread in ticks; shares of
-      kinds; ticks from the best to the tenth price; shares at the best price and at the best ten, of a side.
+      messages a second; gap_seconds and spread_ticks at the quantiles 0.1, 0.5 and 0.9; shares of kinds; shares at the
+      best price; and, of ten levels or more, what `calibration.Shape` has.
     """
     assert day.book is not None
     seconds = np.diff(day.messages.time) / 1e9
     spread = (day.book[:, 0, 0] - day.book[:, 0, 2]) / 100
     size = day.book[:, :10, 1::2]
-    shape = {} if day.book.shape[1] < 10 else dataclasses.asdict(_Shape(*shape_of(day.book)[1:]))
-    return {
+    found = {
         "messages_a_second": round(float(1 / seconds.mean()), 2),
         "gap_seconds": [float(f"{value:.3g}") for value in np.quantile(seconds, _QUANTILES)],
         "spread_ticks": [float(value) for value in np.quantile(spread, _QUANTILES)],
-        "mean_spread_ticks": round(float(spread.mean()), 2),
         "kinds": {name: round(float((day.messages.kind == kind).mean()), 3) for name, kind in _NAMED.items()},
         "best_size": round(float(size[:, 0].mean()), 1),
-        **shape,
     }
-
-
-@dataclasses.dataclass
-class _Shape:
-    depth_ticks: float
-    ten_level_size: float
-
-    def __post_init__(self) -> None:
-        self.depth_ticks, self.ten_level_size = round(self.depth_ticks, 1), round(self.ten_level_size, 1)
+    if day.book.shape[1] < 10:
+        return found
+    shape = shape_of(day.book)
+    means = {"spread": shape.spread, "depth": shape.depth, "volume": shape.volume, "moves": shape.moves}
+    return found | {f"mean_{name}": round(float(value), 1) for name, value in means.items()}

@@ -110,7 +110,8 @@ def book_features(book: Book, before: Int32[Array, ""]) -> Float32[Array, "3"]:
     """The book's part of `FEATURES`."""
     bid, ask = best(book)
     sizes = jnp.float32(touch_sizes(book))
-    spread = jnp.log2(1 + jnp.clip((ask - bid) / TICK, 0, 4095)) / 4
+    is_spread = (book.size > 0).any(-1).all()  # else the difference may not fit 32 bits
+    spread = jnp.log2(1 + jnp.where(is_spread, jnp.clip((ask - bid) / TICK, 0, 4095), 4095)) / 4
     imbalance = (sizes[0] - sizes[1]) / jnp.maximum(sizes.sum(), 1)
     move = jnp.clip((mid(book) - before) / (8 * TICK), -4, 4)
     return jnp.stack([spread, imbalance, move]).astype(jnp.float32)
