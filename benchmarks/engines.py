@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -75,6 +77,7 @@ def _told(values: list[float]) -> str:
 
 def speed(members: int = 64, prompts: int = 4, tokens: int = 64, repeats: int = 5) -> str:
     """Tokens a second of members over those of the plain engine, in turns; shares of update and synchronise."""
+    os.environ.setdefault("RAY_AUTH_MODE", "token")  # vLLM imports Ray, which reads it once
     from eggroll.vllm.blueprint import blueprint_of
     from eggroll.vllm.engine import Engine, EngineSettings, Row, Sampling
     from eggroll.vllm.mean import MeanSettings
@@ -111,15 +114,34 @@ def speed(members: int = 64, prompts: int = 4, tokens: int = 64, repeats: int = 
             else:
                 engine.digest()
             seconds[name].append(time.perf_counter() - start)
+    seconds["synchronise"] = synchronising(engine.settings, repeats)
     ratios = np.array(rates["members"][1:]) / np.array(rates["plain"][1:])
-    after = np.sum([seconds[name][1:] for name in ("perturb", "update", "digest")], axis=0)
-    share = np.median(after) / np.median(seconds["members"][1:])
+    after = sum(np.median(seconds[name][1:]) for name in ("perturb", "update", "digest"))
+    whole, both = np.median(seconds["members"][1:]), after + np.median(seconds["synchronise"][1:])
     lines = [
         f"members {np.median(rates['members'][1:]):,.0f} tokens/s, plain {np.median(rates['plain'][1:]):,.0f}",
         f"ratio {np.median(ratios):.0%} (each turn: {', '.join(f'{ratio:.0%}' for ratio in ratios)})",
-        f"adapters, update and hash: {share:.1%} of the members' time",
+        f"adapters, update and hash: {after / whole:.1%} of the members' time of {whole:.2f} s",
+        f"with all weights and moments sent to another engine once: {both / whole:.1%}",
     ]
     return "\n".join(lines)
+
+
+def synchronising(settings: Any, repeats: int) -> list[float]:
+    """Seconds in which an engine takes all weights and moments from another, connection included; a first time too."""
+    from eggroll.distributed.ray_fleet import LOCAL, Placement
+    from eggroll.vllm.crew import Crew
+    from eggroll.vllm.hands import ray_hands
+
+    seconds = []
+    with ray_hands(settings, Placement(LOCAL, 2)) as hands:
+        crew = Crew(hands, lambda line: None)
+        for _ in range(repeats + 1):
+            crew.stale.add(1)
+            start = time.perf_counter()
+            crew.check()
+            seconds.append(time.perf_counter() - start)
+    return seconds
 
 
 def main() -> None:

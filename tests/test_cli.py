@@ -134,7 +134,7 @@ def test_what_was_got_is_named(capsys):
         ("sample", "got missing from eggroll sample: PATH"),
         (
             "train",
-            "among pretrain, sample, rl, marl, finetune, distill, vllm, chat, "
+            "among pretrain, sample, rl, marl, finetune, distill, vllm, trade, chat, "
             "worker, replay, report, bench, theory, doctor, got 'train'; see eggroll --help",
         ),
     ):

@@ -120,8 +120,36 @@ def vllm(arguments: Sequence[str]) -> int:
     return _train_model("vllm", VllmConfig, run, arguments, started)
 
 
+def trade(arguments: Sequence[str]) -> int:
+    """trade a limit order book: trade pretrain, execute, generate, calibrate"""
+    started = time.perf_counter()
+    names = ("pretrain", "execute", "generate", "calibrate")
+    if list(arguments[:1]) in (["-h"], ["--help"]):
+        print("usage: eggroll trade {pretrain,execute,generate,calibrate} [flags]; each tells its flags with --help")
+        return 0
+    if not arguments or arguments[0] not in names:
+        got = " ".join(arguments[:1]) or "nothing"
+        raise UsageError(f"expected eggroll trade with one of {', '.join(names)}, got {got}; name what to do")
+    from eggroll.trading.config import CalibrateConfig, ExecuteConfig, GenerateConfig, PretrainConfig
+
+    what, rest = arguments[0], list(arguments[1:])
+    if what == "pretrain":
+        from eggroll.trading.pretrain import pretrain as learn
+
+        return _train_model("trade pretrain", PretrainConfig, learn, rest, started)
+    if what == "execute":
+        from eggroll.trading.execute import execute
+
+        return _train_model("trade execute", ExecuteConfig, execute, rest, started)
+    from eggroll.trading.records import calibrate, generate
+
+    kind, run = (GenerateConfig, generate) if what == "generate" else (CalibrateConfig, calibrate)
+    print(json.dumps(run(_parse(kind, f"trade {what}", rest))))
+    return 0
+
+
 def _train_model(command: str, kind: Any, run: Callable[..., Any], arguments: Sequence[str], started: float) -> int:
-    recorded = _recorded(command, kind, arguments)
+    recorded = _recorded(command.replace(" ", "-"), kind, arguments)
     default = {} if recorded is None else {"default": recorded}
     outcome = run(_parse(kind, command, _ray_named(arguments), **default), report=_say, started=started)
     print(json.dumps(outcome.summary), flush=True)
@@ -233,6 +261,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "finetune": finetune,
     "distill": distill,
     "vllm": vllm,
+    "trade": trade,
     "chat": chat,
     "worker": worker,
     "replay": replay,
@@ -250,6 +279,8 @@ LEARNERS = {
     "finetune": "eggroll.llm.job",
     "distill": "eggroll.llm.distill",
     "vllm": "eggroll.vllm.job",
+    "trade-pretrain": "eggroll.trading.pretrain",
+    "trade-execute": "eggroll.trading.execute",
 }
 """Job → module whose `learner_of` makes its learner of a journal's header, and `worker_job` the job for a worker."""
 
@@ -259,6 +290,8 @@ COMPARISONS = {
     "marl": "eggroll.rl.comparison",
     "finetune": "eggroll.llm.comparison",
     "distill": "eggroll.llm.distilled",
+    "trade-execute": "eggroll.trading.comparison",
+    "trade-pretrain": "eggroll.trading.comparison",
 }
 """Job → module whose `compared` makes of all runs of a report what it has to say of those of this job."""
 

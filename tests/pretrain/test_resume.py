@@ -226,7 +226,11 @@ def test_a_version_that_is_not_known_is_refused(capsys):
             {"strategy": header["strategy"] | {"noise": "9/table_normal"}},
             "noise '9/table_normal', as the journal says, got '1/",
         ),
-        ({"job": "knitting"}, "a journal of pretrain, rl, marl, finetune, distill, vllm, got one of 'knitting'"),
+        (
+            {"job": "knitting"},
+            "a journal of pretrain, rl, marl, finetune, distill, vllm, trade-pretrain, trade-execute, got one of "
+            "'knitting'",
+        ),
         ({"config": None}, "settings in the journal's header, got none"),
         ({"start_sha256": 1}, "hashes of the start parameters"),
     ):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("RAY_AUTH_MODE", "token")  # which Ray reads once, and vLLM imports it before a test sets it up
 HERE = importlib.util.find_spec("vllm") is not None
 OF_ENGINES = [f"test_{name}.py" for name in ("blueprint", "engine", "parallel", "prompts", "ray", "run")]
 collect_ignore = [] if HERE else OF_ENGINES

@@ -129,10 +129,19 @@ def started_ray(placement: Placement) -> Iterator[Any]:
 
 def _settle_environment(placement: Placement) -> None:
     """Before Ray is imported. Its servers listen on every interface whatever address a node has (tried: 2.50 to 2.60),
-    so that a Ray of our own must at least know who may speak to it."""
+    so that a Ray of our own must at least know who may speak to it.
+
+    Raises:
+      UsageError: Ray was imported already, and reads its mode once.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if placement.address == LOCAL:
+        if "ray" in sys.modules and os.environ.get("RAY_AUTH_MODE") != "token":
+            raise UsageError(
+                "expected to set up a Ray of our own before Ray is imported, got it imported already (vLLM does so); "
+                "set RAY_AUTH_MODE=token before the program starts"
+            )
         os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", secrets.token_hex(32)
 
 

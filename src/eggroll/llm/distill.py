@@ -17,18 +17,18 @@ import numpy as np
 from jax import lax
 
 from eggroll.core.errors import UsageError
+from eggroll.distributed.running import Prepared, carried_out
 from eggroll.distributed.worker import Built
 from eggroll.llm.distill_config import DistillConfig
 from eggroll.llm.fitness import stop_tokens
 from eggroll.llm.generate import Sampling
-from eggroll.llm.population import chunked, make_evaluator, range_work
+from eggroll.llm.population import TOKENS, chunked, make_evaluator, range_work
 from eggroll.llm.prompts import Prompts
-from eggroll.llm.running import Prepared, carried_out, job_of, parameter_count
 from eggroll.llm.rwkv7 import Params
 from eggroll.llm.source import keep_weights, load_student
 from eggroll.llm.student import Student, answer_log_probabilities, learner_for, population_of
 from eggroll.llm.validation import Validator
-from eggroll.runs.job import Learner
+from eggroll.runs.job import Learner, job_of, parameter_count
 from eggroll.runs.loop import Outcome
 from eggroll.runs.metrics import Metrics
 from eggroll.runs.settings import from_json
@@ -69,6 +69,7 @@ def prepared(config: DistillConfig) -> tuple[DistillConfig, Prepared]:
         config,
         learner_for(config, student),
         make_evaluator(population),
+        units=TOKENS,
         main_metric="perplexity",
         falls=True,
         validate=lambda state: measure(student.model(state.parameters)),
@@ -81,7 +82,7 @@ def prepared(config: DistillConfig) -> tuple[DistillConfig, Prepared]:
 
     keep = lambda lattice, folder: keep_weights(student.model(lattice), folder)
     line = _describe(config, prompts, teacher, student)
-    return config, Prepared(job, population, line, keep, extra, gap_closed)
+    return config, Prepared(job, lambda: range_work(population), line, keep, extra, gap_closed, population)
 
 
 def gap_closed(summary: dict[str, Any]) -> dict[str, Any]:
@@ -159,9 +160,9 @@ def worker_job(welcome: dict[str, Any]) -> Built:
     """
     config = dataclasses.replace(_config_in(welcome["header"]), devices=1)  # a worker is for one device
     _, made = prepared(config)
-    if made.population is None:
+    if made.work is None:
         raise UsageError("expected a run with a population to work for, got none; start no workers")
-    return Built(made.job.learner, range_work(made.population), (), {"data": made.job.data})
+    return Built(made.job.learner, made.work(), (), {"data": made.job.data})
 
 
 def _config_in(header: dict[str, Any]) -> DistillConfig:

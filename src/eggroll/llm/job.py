@@ -11,17 +11,17 @@ import jax
 import jax.numpy as jnp
 
 from eggroll.core.errors import UsageError
+from eggroll.distributed.running import Prepared, carried_out
 from eggroll.distributed.worker import Built
 from eggroll.llm.config import GRADIENT, FinetuneConfig, is_random, random_size
 from eggroll.llm.evolve import patterns_of
 from eggroll.llm.fitness import make_strategy, population_of, sampling_of
 from eggroll.llm.gradient import grpo, supervised
-from eggroll.llm.population import Population, chunked, make_evaluator, range_work
+from eggroll.llm.population import TOKENS, Population, chunked, make_evaluator, range_work
 from eggroll.llm.prompts import Prompts
-from eggroll.llm.running import Prepared, carried_out, job_of, parameter_count
 from eggroll.llm.source import keep_weights, load_model
 from eggroll.llm.validation import Validator
-from eggroll.runs.job import Job, Learner
+from eggroll.runs.job import Job, Learner, job_of, parameter_count
 from eggroll.runs.loop import Outcome
 from eggroll.runs.settings import from_json
 from eggroll.runs.training import strategy_learner
@@ -77,7 +77,9 @@ def _made(
 ) -> Prepared:
     extra = {"algorithm": config.learner, "task": prompts.task.name, "parameters": parameter_count(params)}
     line = describe(config, prompts, params, population)
-    return Prepared(_job(config, prompts, learner, evaluate), population, line, keep_weights, lambda: extra)
+    work = None if population is None else lambda: range_work(population)
+    job = _job(config, prompts, learner, evaluate)
+    return Prepared(job, work, line, keep_weights, lambda: extra, population=population)
 
 
 def _job(config: FinetuneConfig, prompts: Prompts, learner: Learner[Any], evaluate: Any) -> Job[Any]:
@@ -85,7 +87,7 @@ def _job(config: FinetuneConfig, prompts: Prompts, learner: Learner[Any], evalua
     how = sampling_of(config, prompts, validation=True)
     validator = Validator(prompts, how, config.pass_k, config.tokens if answers else 0)
     parts = {"validate": lambda state: validator(state.parameters), "sample": validator.shown}
-    return job_of(config, learner, evaluate, main_metric="accuracy", **parts)
+    return job_of(config, learner, evaluate, main_metric="accuracy", units=TOKENS, **parts)
 
 
 def describe(config: FinetuneConfig, prompts: Prompts, params: Any, population: Population | None) -> str:
@@ -142,9 +144,9 @@ def worker_job(welcome: dict[str, Any]) -> Built:
     """
     config = dataclasses.replace(_config_in(welcome["header"]), devices=1)  # a worker is for one device
     _, made = prepared(config)
-    if made.population is None:
+    if made.work is None:
         raise UsageError("expected a run of eggroll or openes to work for, got one by a gradient; start no workers")
-    return Built(made.job.learner, range_work(made.population), (), {"data": made.job.data})
+    return Built(made.job.learner, made.work(), (), {"data": made.job.data})
 
 
 def _config_in(header: dict[str, Any]) -> FinetuneConfig:

@@ -19,6 +19,8 @@ from eggroll.runs.metrics import Metrics
 from eggroll.runs.training import info_metrics
 
 Fitness = Callable[..., Any]
+TOKENS = ("tokens", "generation_tokens")
+"""What throughput of these jobs counts, and the metric that tells how many a generation wrote."""
 _LEAST_ROWS = 512
 """Completions that a CPU writes at once, at least: fewer, though their states stay in its cache, take up to 1.5 times
 as long for a model of a million weights."""

@@ -29,7 +29,7 @@ from eggroll.rl.strategy import (
     start_parameters,
 )
 from eggroll.rl.strategy import setup as set_up
-from eggroll.runs.job import Evaluated, Job, Learner, RunState
+from eggroll.runs.job import Evaluated, Job, Learner, RunState, job_of
 from eggroll.runs.metrics import Metrics
 from eggroll.runs.training import strategy_learner
 from eggroll.runs.trees import filled
@@ -146,23 +146,14 @@ def make_job(config: Any, algorithm: Algorithm) -> Job[Any]:
     def validate(state: RunState) -> Metrics:
         return returns(algorithm.score(state.parameters, statistics_of(state.shared), keys))
 
-    return Job(
-        name=config.job,
-        config=config.as_json(),
-        learner=learner,
-        evaluate=_evaluator(config, algorithm),
+    return job_of(
+        config,
+        learner,
+        _evaluator(config, algorithm),
         validate=validate,
         main_metric="return",
         units=("environment_steps", "generation_steps"),
-        generations=config.generations,
-        validate_every=config.validate_every,
-        snapshot_every=config.snapshot_every,
-        snapshots_kept=config.snapshots_kept,
         shared=start_shared(config, made),
-        trackers=config.track,
-        log_every=config.log_every,
-        target=config.target,
-        most_seconds=config.max_seconds,
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax
 import numpy as np
@@ -16,6 +16,9 @@ import numpy as np
 from eggroll.runs.frames import WEIGHTS
 from eggroll.runs.metrics import Metrics
 from eggroll.runs.trees import as_arrays, sha256_by_leaf
+
+if TYPE_CHECKING:
+    from eggroll.runs.evolution import PopulationSettings
 
 FORMAT = 1
 """Of the header."""
@@ -187,3 +190,28 @@ class Job(Generic[P]):
             "optimizer_state": {path: f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in optimizer.items()},
             "environment": environment,
         }
+
+
+def job_of(config: PopulationSettings, learner: Learner[Any], evaluate: Evaluator, **parts: Any) -> Job[Any]:
+    """A job with what the settings say; `parts` are the rest of `Job`."""
+    settings = config.as_json()
+    return Job(
+        name=settings["job"],
+        config=settings,
+        learner=learner,
+        evaluate=evaluate,
+        generations=config.generations,
+        validate_every=config.validate_every,
+        snapshot_every=config.snapshot_every,
+        snapshots_kept=config.snapshots_kept,
+        trackers=config.track,
+        log_every=config.log_every,
+        target=config.target,
+        most_seconds=config.max_seconds,
+        **parts,
+    )
+
+
+def parameter_count(parameters: Any) -> int:
+    """Elements of all leaves."""
+    return sum(leaf.size for leaf in jax.tree.leaves(parameters))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from eggroll.runs.folder import RunError, open_plain, reason
+import numpy as np
+
+from eggroll.runs.folder import RunError, open_plain, put_whole, reason
 from eggroll.runs.trees import Leaves
 
 HEADER_LIMIT = 2**20
@@ -51,3 +53,10 @@ def load_tensors(path: Path) -> Leaves:
 def _check_header(length: bytes) -> None:
     if int.from_bytes(length, "little") > HEADER_LIMIT:
         raise ValueError(f"a header of more than {HEADER_LIMIT:,} bytes")
+
+
+def save_tensors(leaves: Leaves, path: Path) -> None:
+    """Write a file of safetensors, which takes its place when it is whole."""
+    from safetensors.numpy import save
+
+    put_whole(path, [save({name: np.ascontiguousarray(leaf) for name, leaf in leaves.items()})])

@@ -102,7 +102,7 @@ def train(
         name=JOB,
         config=config,
         learner=strategy_learner(es, state, frames),
-        evaluate=_evaluator(es, state.seed, fitness, arguments, has_aux),
+        evaluate=evaluator_of(es, state.seed, fitness, arguments, has_aux),
         validate=lambda state: validate(state.parameters) if validate else {},
         main_metric="fitness_mean",
         units=("members", es.population_size),
@@ -222,9 +222,11 @@ def strategy_learner(es: EvolutionStrategy, state: State, frames: str | None = N
     return Learner(state.params, state.opt_state, update, kind, es.population_size // 2, settings, devices)
 
 
-def _evaluator(
+def evaluator_of(
     es: EvolutionStrategy, seed: Any, fitness: Any, arguments: Callable[[int], tuple[Any, ...]], has_aux: bool
 ) -> Callable[[RunState, int], Evaluated]:
+    """A strategy's evaluation as the loop wants it; arguments as in `train`."""
+
     def evaluate(state: RunState, generation: int) -> Evaluated:
         own = State(state.parameters, state.optimizer, seed, jnp.int32(generation))
         result = es.evaluate(own, fitness, *arguments(generation), carry=state.carry, has_aux=has_aux)
@@ -267,7 +269,8 @@ def range_work(
 
     def combine(values: np.ndarray, tallies: Sequence[np.ndarray], state: RunState, generation: int) -> Evaluated:
         own = State(state.parameters, state.optimizer, seed, jnp.int32(generation))
-        weights, info = es.weigh(own, values.reshape(es.population_size, *values.shape[2:]))
+        scores = values.reshape(es.population_size, -1)
+        weights, info = es.weigh(own, scores[:, 0] if scores.shape[1] == 1 else scores)
         members, *sums = np.sum(tallies, axis=0)
         means = {name: float(total / members) for name, total in zip(aux, sums, strict=True)}
         return Evaluated(np.asarray(weights), None, info_metrics(info) | means, state.shared)

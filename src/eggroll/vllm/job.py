@@ -18,7 +18,7 @@ from eggroll.distributed.ray_fleet import Placement, check_ray
 from eggroll.runs.environment import peak_memory
 from eggroll.runs.folder import RunFolder
 from eggroll.runs.going_on import go_on
-from eggroll.runs.job import Evaluated, Job, Learner, RunState
+from eggroll.runs.job import Evaluated, Job, Learner, RunState, job_of
 from eggroll.runs.loop import Outcome, run
 from eggroll.runs.metrics import Metrics
 from eggroll.runs.peers import Alone
@@ -51,6 +51,7 @@ from eggroll.vllm.prompts import Prompts
 CHECKPOINT = "checkpoint"
 """Folder of a run with its weights, as Hugging Face has them."""
 _EXPERTS = "*.experts.*"
+_MEASURED: dict[str, Any] = {"main_metric": "reward", "units": ("tokens", "generation_tokens")}
 
 
 class Plan(NamedTuple):
@@ -221,37 +222,15 @@ def _job(plan: Plan, crew: Crew, parts: list[list[Part]]) -> Job[Any]:
         update=held.update,
         environment=environment_of(config, tensor_parallel=config.tensor_parallel),
     )
-    return _job_of(config, learner, evaluate, validate, lambda parameters: judge.shown(), held.gathered)
-
-
-def _job_of(
-    config: VllmConfig, learner: Learner[Any], evaluate: Any, validate: Any, sample: Any = None, gather: Any = None
-) -> Job[Any]:
-    return Job(
-        name="vllm",
-        config=config.as_json(),
-        learner=learner,
-        evaluate=evaluate,
-        validate=validate,
-        main_metric="reward",
-        units=("tokens", "generation_tokens"),
-        generations=config.generations,
-        validate_every=config.validate_every,
-        snapshot_every=config.snapshot_every,
-        snapshots_kept=config.snapshots_kept,
-        sample=sample,
-        trackers=config.track,
-        log_every=config.log_every,
-        gather=gather,
-        target=config.target,
-        most_seconds=config.max_seconds,
-    )
+    shown = lambda parameters: judge.shown()
+    return job_of(config, learner, evaluate, **_MEASURED, validate=validate, sample=shown, gather=held.gathered)
 
 
 def _silent_job(plan: Plan) -> Job[Any]:
     """For a comparison of settings: it computes nothing."""
     learner = whole_learner(plan.config, plan.blueprint, plan.start)
-    return _job_of(plan.config, learner, None, lambda state: {})
+    evaluate = lambda state, generation: Evaluated(np.zeros(0), None, {})
+    return job_of(plan.config, learner, evaluate, **_MEASURED, validate=lambda state: {})
 
 
 def learner_of(header: dict[str, Any], base: Path | None = None) -> Learner[Any]:

@@ -1,4 +1,4 @@
-"""A run of a job on language models: what it is made of, from start or resume to summary and weights."""
+"""A run of a job by one command: what it is made of, from start or resume, a fleet or not, to summary and weights."""
 
 from __future__ import annotations
 
@@ -10,36 +10,37 @@ import jax
 
 from eggroll.distributed.launch import check_fleet, fleet_for
 from eggroll.distributed.worker import Built
-from eggroll.llm.config import TaskSettings
-from eggroll.llm.population import Population, range_work
 from eggroll.runs.environment import peak_memory
+from eggroll.runs.evolution import PopulationSettings
 from eggroll.runs.folder import RunFolder
 from eggroll.runs.going_on import go_on
-from eggroll.runs.job import Job, Learner, RunState
+from eggroll.runs.job import Job, RangeWork, RunState
 from eggroll.runs.loop import Loop, Outcome, run
 from eggroll.runs.peers import Alone
 from eggroll.runs.tracking import check_trackers
 
-C = TypeVar("C", bound=TaskSettings)
+C = TypeVar("C", bound=PopulationSettings)
 
 
 class Prepared(NamedTuple):
     """A run's job and what it is made of.
 
     Attributes:
-      population: None where a gradient is followed.
+      work: how a fleet evaluates the population; None where a gradient is followed.
       line: about all this, for a person.
       keep: (parameters at the end, folder) → weights in files.
       extra: entries of the summary, measured before the run.
       closing: the summary → further entries.
+      population: what evaluates members, for those who look into a run.
     """
 
     job: Job[Any]
-    population: Population | None
+    work: Callable[[], RangeWork] | None
     line: str
     keep: Callable[[Any, RunFolder], None]
     extra: Callable[[], dict[str, Any]]
     closing: Callable[[dict[str, Any]], dict[str, Any]] = lambda summary: {}
+    population: Any = None
 
 
 def carried_out(
@@ -78,9 +79,8 @@ def carried_out(
         "prefix_seconds": time.perf_counter() - started,
         "say": report,
     }
-    if config.is_fleet and made.population is not None:
-        work = range_work(made.population)
-        with fleet_for(config, made.job, work, folder, worker_job, say=report) as fleet_job:
+    if config.is_fleet and made.work is not None:
+        with fleet_for(config, made.job, made.work(), folder, worker_job, say=report) as fleet_job:
             outcome = run(fleet_job, folder, **settings)
     else:
         outcome = run(made.job, folder, **settings)
@@ -88,27 +88,6 @@ def carried_out(
     outcome.summary.update(made.closing(outcome.summary), peak_memory_bytes=peak_memory())
     folder.write_json("summary.json", outcome.summary)
     return outcome
-
-
-def job_of(config: TaskSettings, learner: Learner[Any], evaluate: Any, **parts: Any) -> Job[Any]:
-    """A job with what the settings say; `parts` are the rest of `Job`."""
-    settings = config.as_json()
-    return Job(
-        name=settings["job"],
-        config=settings,
-        learner=learner,
-        evaluate=evaluate,
-        units=("tokens", "generation_tokens"),
-        generations=config.generations,
-        validate_every=config.validate_every,
-        snapshot_every=config.snapshot_every,
-        snapshots_kept=config.snapshots_kept,
-        trackers=config.track,
-        log_every=config.log_every,
-        target=config.target,
-        most_seconds=config.max_seconds,
-        **parts,
-    )
 
 
 def _end_of(outcome: Outcome, job: Job[Any], folder: RunFolder) -> Any:
@@ -119,8 +98,3 @@ def _end_of(outcome: Outcome, job: Job[Any], folder: RunFolder) -> Any:
         while loop.generation < loop.ledger.generations:
             loop.advance()
         return loop.state.parameters
-
-
-def parameter_count(params: Any) -> int:
-    """Elements of all leaves."""
-    return sum(leaf.size for leaf in jax.tree.leaves(params))
