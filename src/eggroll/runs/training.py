@@ -269,8 +269,7 @@ def range_work(
 
     def combine(values: np.ndarray, tallies: Sequence[np.ndarray], state: RunState, generation: int) -> Evaluated:
         own = State(state.parameters, state.optimizer, seed, jnp.int32(generation))
-        scores = values.reshape(es.population_size, -1)
-        weights, info = es.weigh(own, scores[:, 0] if scores.shape[1] == 1 else scores)
+        weights, info = es.weigh(own, values.reshape(es.population_size, *values.shape[2:]))
         members, *sums = np.sum(tallies, axis=0)
         means = {name: float(total / members) for name, total in zip(aux, sums, strict=True)}
         return Evaluated(np.asarray(weights), None, info_metrics(info) | means, state.shared)

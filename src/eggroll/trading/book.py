@@ -114,9 +114,12 @@ def step(book: Book, message: Message) -> tuple[Book, Trade]:
     other, trade = _matched(other, message, book.origin)
     own, found = _removed(own, message)
     rest = jnp.where(message.kind == LIMIT, message.size - trade.quantity, 0)
-    own, dropped = _joined(own, message, rest, book.turn)
+    here, dropped = _place(own, message, rest)
     is_own = (jnp.arange(2) == jnp.where(buys, 0, 1))[:, None]
-    key, size, order_id, came = (jnp.where(is_own, o[None], t[None]) for o, t in zip(own, other, strict=True))
+    size = jnp.where(is_own, jnp.where(here, rest, own.size)[None], other.size[None])
+    here = is_own & here[None]
+    key = jnp.where(here, -message.price * message.direction, book.key)
+    order_id, came = jnp.where(here, message.order_id, book.order_id), jnp.where(here, book.turn, book.came)
     removes = (message.kind == CANCEL) | (message.kind == DELETE) | (message.kind == EXECUTE)
     turn, unmatched = book.turn + (rest > 0), book.unmatched + (removes & ~found)
     return Book(key, size, order_id, came, turn, book.origin, book.dropped + dropped, unmatched), trade
@@ -174,28 +177,31 @@ def _removed(side: _Side, message: Message) -> tuple[_Side, Bool[Array, ""]]:
     live = removes & (side.size > 0)
     anonymous = message.order_id == 0
     named = live & (side.order_id == message.order_id) & ~anonymous
-    is_named = named.any()
     alike = live & (side.key == -message.price * message.direction) & (anonymous | (side.order_id == 0))
-    first = alike & (side.came == jnp.where(alike, side.came, NONE).min())
-    meant = jnp.where(is_named, named, first)
-    most = jnp.where(is_named & (message.kind == DELETE), NONE, jnp.maximum(message.size, 0))
-    return side._replace(size=side.size - jnp.where(meant, jnp.minimum(side.size, most), 0)), meant.any()
+    rank = jnp.where(named, -1, jnp.where(alike, side.came, NONE))  # one minimum for all, which is what takes time
+    first = rank.min()
+    most = jnp.where((first < 0) & (message.kind == DELETE), NONE, jnp.maximum(message.size, 0))
+    taken = jnp.where((rank == first) & (first < NONE), jnp.minimum(side.size, most), 0)
+    return side._replace(size=side.size - taken), first < NONE
 
 
-def _joined(
-    side: _Side, message: Message, rest: Int32[Array, ""], turn: Int32[Array, ""]
-) -> tuple[_Side, Bool[Array, ""]]:
-    """The own side with a limit order's rest; and whether a full side had to drop an order, the last in priority."""
+def _place(side: _Side, message: Message, rest: Int32[Array, ""]) -> tuple[Bool[Array, "*capacity"], Bool[Array, ""]]:
+    """The slot for a limit order's rest, if any; and whether a full side has to drop an order, the last in priority."""
     capacity = side.key.shape[-1]
-    slot = jnp.arange(capacity)
-    key = -message.price * message.direction
+    slot, key = jnp.arange(capacity), -message.price * message.direction
     empty = jnp.where(side.size == 0, slot, capacity).min()
-    is_full = empty == capacity
-    worst = side.key.max()
-    last = jnp.where(side.key == worst, side.came, -1).max()
-    here = jnp.where(is_full, (side.came == last) & (side.key == worst) & (key < worst), slot == empty) & (rest > 0)
-    new = _Side(key, rest, message.order_id, turn)
-    return _Side(*(jnp.where(here, n, old) for n, old in zip(new, side, strict=True))), is_full & (rest > 0)
+    is_full = (empty == capacity) & (rest > 0)
+
+    def last(state: tuple[Array, ...]) -> tuple[Array, ...]:
+        worst = jnp.where(slot < state[1], side.key, -NONE).max()  # of all slots; said so, it stays in the loop
+        came = jnp.where(side.key == worst, side.came, -1)
+        at = jnp.where(came == came.max(), slot, capacity).min()
+        return jnp.bool_(False), jnp.where(key < worst, at, capacity)
+
+    # a loop of one turn at most, and of none while no side is full: under vmap `cond` always carries out both ways
+    start: tuple[Array, ...] = (is_full, empty)
+    _, place = jax.lax.while_loop(lambda state: state[0], last, start)
+    return (slot == place) & (rest > 0), is_full
 
 
 def best(book: Book) -> Int32[Array, "2"]:

@@ -83,8 +83,8 @@ class ExecuteConfig(EvolutionSettings, MarketSettings):
     """How often the model may replace its order."""
     interval: int = 16
     """Messages of others between two decisions."""
-    temperature: float = 0.0
-    """Of the draw of price and size; 0: the likeliest."""
+    temperature: float = 1.0
+    """Of the draw of price and size; 0: the likeliest, which few perturbations change."""
     episodes: int = 4
     """Episodes of a member in a generation, the same ones for all; each counts by the centred rank of its PnL."""
     lora_rank: int = 4
@@ -93,13 +93,13 @@ class ExecuteConfig(EvolutionSettings, MarketSettings):
     """What the adapters add is times this over their rank."""
     population_size: int = 256
     """Members of the population, even."""
-    generations: int = 200
+    generations: int = 100
     """Updates to make."""
-    sigma: float = 0.01
+    sigma: float = 0.1
     """Standard deviation of a perturbation, in weight units of the adapters."""
     optimizer: Literal["sgd", "adam"] = "adam"
     """Optimiser that takes the estimated gradient."""
-    learning_rate: float = 0.01
+    learning_rate: float = 0.02
     """Step size; for SGD in the units that --rate-units says."""
     rate_units: Literal["paper", "plain"] = "paper"
     """paper: SGD's step size is times sigma^2 sqrt(population size), as the paper's tables mean it; plain: as it is."""

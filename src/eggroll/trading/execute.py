@@ -18,18 +18,18 @@ from eggroll.core.adapters import add_lora, merge_lora, with_lora
 from eggroll.core.distribution import LowRank
 from eggroll.core.errors import UsageError
 from eggroll.core.fitness import centred_rank
-from eggroll.core.state import seed_words
+from eggroll.core.state import State, seed_words
 from eggroll.core.strategy import EvolutionStrategy
 from eggroll.distributed.running import Prepared, carried_out
 from eggroll.distributed.worker import Built
 from eggroll.runs.evolution import learning_rate_at, mesh_of, sigma_at
 from eggroll.runs.folder import RunFolder
-from eggroll.runs.job import Evaluated, Learner, RangeWork, RunState, job_of, parameter_count
+from eggroll.runs.job import Evaluated, Learner, Part, RangeWork, RunState, job_of, parameter_count
 from eggroll.runs.loop import Outcome as RunOutcome
 from eggroll.runs.metrics import Metrics
 from eggroll.runs.settings import from_json
 from eggroll.runs.tensors import save_tensors
-from eggroll.runs.training import evaluator_of, range_work, strategy_learner
+from eggroll.runs.training import info_metrics, strategy_learner
 from eggroll.runs.trees import as_arrays, filled
 from eggroll.runs.weights import load_parameters
 from eggroll.trading.config import ExecuteConfig
@@ -42,7 +42,6 @@ from eggroll.trading.world import Market, Others, generated
 
 ADAPTED = ("*/kernel",)
 """The projections; state space, norms and embeddings stay."""
-AUX = ("pnl_square", "passive_share", "left_share")
 WEIGHTS = "model.safetensors"
 EPISODE = "episode.json"
 _MOST_BOOKS = 512
@@ -98,12 +97,19 @@ def prepared(config: ExecuteConfig) -> tuple[ExecuteConfig, Prepared]:
     except ValueError as error:  # a rank that does not fit the adapters
         raise UsageError(str(error)) from None
     compared = Comparison(config, parts)
-    own = evaluator_of(parts.es, state.seed, parts.fitness, parts.arguments, True)
+    work = _work(config, parts, state.seed)
     messages = config.population_size * config.episodes * config.task.messages
+
+    def evaluate(own: RunState, generation: int) -> Evaluated:
+        at = State(own.parameters, own.optimizer, state.seed, jnp.int32(generation))
+        found = parts.es.evaluate(at, parts.fitness, *parts.arguments(generation), has_aux=True)[2]
+        values, tally = _values(found.aux)
+        return work.combine(values, [tally], own, generation)
+
     job = job_of(
         config,
         learner,
-        lambda state, generation: _with_variance(own(state, generation)),
+        evaluate,
         validate=lambda state: compared(state.parameters),
         main_metric="pnl",
         units=("messages", messages),
@@ -114,7 +120,7 @@ def prepared(config: ExecuteConfig) -> tuple[ExecuteConfig, Prepared]:
         save_tensors(as_arrays(merge_lora(params, scale=config.lora_scale)), folder.path / WEIGHTS)
         (folder.path / EPISODE).write_text(json.dumps(compared.episode(params)) + "\n")
 
-    return config, Prepared(job, lambda: _work(config, parts, state.seed), _describe(config, parts), keep, extra)
+    return config, Prepared(job, lambda: work, _describe(config, parts), keep, extra)
 
 
 def _chunk(config: ExecuteConfig) -> int:
@@ -134,12 +140,11 @@ def parts_of(config: ExecuteConfig) -> Parts:
     params = add_lora(base, jax.random.fold_in(key, _ADAPTERS), targets=ADAPTED, rank=config.lora_rank)
     task, others = config.task, world.others
 
-    def fitness(params: Any, key: Any, markets: Market) -> tuple[Any, dict[str, Any]]:
+    def fitness(params: Any, key: Any, markets: Market) -> tuple[Any, Outcome]:
         trader = ModelTrader(params, model, task, config.temperature)
         keys = jax.random.split(key, config.episodes)
         found, _ = jax.vmap(lambda market, key: episode(task, others, trader, market, key))(markets, keys)
-        aux = (jnp.square(found.pnl).mean(), found.passive.mean(), found.left.mean())
-        return found.pnl, dict(zip(AUX, aux, strict=True))
+        return found.pnl.mean(), found
 
     def arguments(generation: int) -> tuple[Any, ...]:
         numbers = np.random.default_rng([config.seed, generation]).choice(config.markets, config.episodes, False)
@@ -277,22 +282,31 @@ def _plain(leaf: Any) -> list[Any]:
     return [round(float(value), 1) for value in leaf] if leaf.dtype == jnp.float32 else np.asarray(leaf).tolist()
 
 
-def _with_variance(found: Evaluated) -> Evaluated:
-    """Variance of PnL over members and episodes in place of the mean square."""
-    metrics = dict(found.metrics)
-    square, mean = metrics.pop("pnl_square"), metrics["fitness_mean"]
-    names = {name: f"population_{name}" for name in AUX[1:]}
-    metrics = {names.get(name, name): value for name, value in metrics.items()}
-    return found._replace(metrics=metrics | {"population_pnl_variance": max(float(square) - float(mean) ** 2, 0.0)})
+def _values(outcome: Outcome) -> tuple[np.ndarray, np.ndarray]:
+    """PnL of some members, (members, episodes); and [episodes, sums of the shares taken passively and left]."""
+    pnl, passive, left = (np.asarray(leaf) for leaf in (outcome.pnl, outcome.passive, outcome.left))
+    return pnl, np.array([pnl.size, passive.sum(dtype=np.float64), left.sum(dtype=np.float64)])
 
 
 def _work(config: ExecuteConfig, parts: Parts, seed: Any) -> RangeWork:
-    own = range_work(parts.es, seed, parts.fitness, parts.arguments, aux=AUX)
+    """The population in ranges of pairs, for workers that hold some of it."""
+
+    def one_range(state: RunState, generation: int, first_pair: int, pairs: int) -> Part:
+        own = State(state.parameters, state.optimizer, seed, jnp.int32(generation))
+        span = {"first_pair": first_pair, "pairs": pairs}
+        found = parts.es.evaluate_range(own, parts.fitness, *parts.arguments(generation), has_aux=True, **span)
+        values, tally = _values(found.aux)
+        return Part(values.reshape(pairs, -1), tally, None)
 
     def combine(values: np.ndarray, tallies: Sequence[np.ndarray], state: RunState, generation: int) -> Evaluated:
-        return _with_variance(own.combine(values, tallies, state, generation))
+        scores = values.reshape(config.population_size, config.episodes)
+        weights, info = parts.es.weigh(State((), (), seed, jnp.int32(generation)), scores)
+        episodes, passive, left = np.sum(tallies, axis=0)
+        shares = {"population_passive_share": passive / episodes, "population_left_share": left / episodes}
+        variance = {"population_pnl_variance": float(scores.var(dtype=np.float64))}
+        return Evaluated(np.asarray(weights), None, info_metrics(info) | variance | shares)
 
-    return own._replace(combine=combine)
+    return RangeWork(one_range, combine, None)
 
 
 def _describe(config: ExecuteConfig, parts: Parts) -> str:

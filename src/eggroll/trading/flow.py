@@ -89,8 +89,7 @@ def flow_step(
     placed = touch + TICK * _ticks_behind(flow, spread, distance, kind, draws[5:7])
     at = jnp.where((kind == LIMIT) & (draws[11] < flow.joins), _joined(book, own, touch, placed), placed)
     size = _size(flow, kind, draws[7])
-    slot = _slot(book, hazard, own, touch, kind, draws[8])
-    meant = own[:, None] & (jnp.arange(book.key.shape[-1]) == slot)[None]
+    meant = own[:, None] & _meant(book, hazard, own, touch, kind, draws[8])[None]
     there, held, named = (jnp.where(meant, each, 0).sum() for each in (book.size, book.key, book.order_id))
     is_partial = (kind == DELETE) & (draws[9] < flow.partial) & (there > 1)
     some = 1 + jnp.int32(draws[10] * jnp.maximum(there - 1, 1))
@@ -228,22 +227,22 @@ def _size(flow: Flow, kind: Int32[Array, ""], draw: Float32[Array, ""]) -> Int32
     return flow.sizes[_inverse(law, draw)]
 
 
-def _slot(
+def _meant(
     book: Book,
     hazard: Float32[Array, "2 capacity"],
     own: Bool[Array, "2"],
     touch: Int32[Array, ""],
     kind: Int32[Array, ""],
     draw: Float32[Array, ""],
-) -> Int32[Array, ""]:
-    """Of the order that is taken away: for an execution the first, else one by its hazard."""
+) -> Bool[Array, "capacity"]:
+    """The slot of the order that is taken away: for an execution the first, else one by its hazard."""
     live = (own[:, None] & (book.size > 0)).any(0)
     total = jnp.cumsum(jnp.where(own[:, None], hazard, 0).sum(0))
     chosen = jnp.minimum((total <= draw * total[-1]).sum(), live.shape[0] - 1)
     key, came = (jnp.where(own[:, None], each, 0).sum(0) for each in (book.key, book.came))
     level = live & (key == touch)
-    first = jnp.argmin(jnp.where(level, came, NONE))
-    return jnp.where(kind == EXECUTE, first, chosen)
+    first = level & (came == jnp.where(level, came, NONE).min())
+    return jnp.where(kind == EXECUTE, first, jnp.arange(live.shape[0]) == chosen)
 
 
 def _inverse(law: Float32[Array, "n"], draw: Float32[Array, "*more"]) -> Int32[Array, "*more"]:
