@@ -100,7 +100,7 @@ def page_of(*runs):
 
 
 def test_ranges_of_the_population_are_the_population():
-    config, made = execute.prepared(cli._parse(ExecuteConfig, "trade execute", EXECUTE))
+    _, made = execute.prepared(cli._parse(ExecuteConfig, "trade execute", EXECUTE))
     state = made.job.start()
     whole = made.job.evaluate(state, 2)
     built = execute.worker_job({"header": made.job.header(environment())})
