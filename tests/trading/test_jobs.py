@@ -124,7 +124,7 @@ def test_a_journal_makes_its_learner():
 def test_generated_days_are_lobsters_and_data_to_learn_and_trade_from(capsys):
     assert cli.main(["trade", "generate", "--out=days", "--days=2", "--messages=400"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["messages"] == 800 and told["mean_spread_ticks"] > 1
+    assert told["messages"] == 800 and told["mean_spread"] > 1
     names = sorted(path.name for path in Path("days").iterdir())
     assert names == [f"generated_{n}_{kind}_10.csv" for n in (0, 1) for kind in ("message", "orderbook")]
     assert len(read_messages(Path("days") / names[0]).time) == len(read_book(Path("days") / names[1])) == 400

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from eggroll.core.errors import UsageError
 from eggroll.runs.settings import from_json
-from eggroll.trading.book import TICK, levels
+from eggroll.trading.book import NONE, TICK, levels
 from eggroll.trading.flow import KINDS, Flow, opened, simulate
 from eggroll.trading.messages import CANCEL, DELETE, EXECUTE, HIDDEN, LIMIT, Messages
 from eggroll.trading.task import LAG
@@ -213,28 +213,31 @@ class Shape(NamedTuple):
     """What a market's book looks like on average."""
 
     spread: Any  # ticks
-    depth: Any  # ticks from the best to the tenth price
-    volume: Any  # shares at the best ten prices of a side; told, not aimed at
+    inside: Any  # share of limit orders that better their side's best price
     moves: Any  # standard deviation of the mid's move in `LAG` messages, ticks
+    depth: Any  # ticks from the best to the tenth price; told, not aimed at
+    volume: Any  # shares at the best ten prices of a side; told, not aimed at
 
 
-def shape_of(book: NDArray[np.int64]) -> Shape:
-    """That of recorded books, (n, levels ≥ 10, 4)."""
+def shape_of(messages: Messages, book: NDArray[np.int64]) -> Shape:
+    """That of a record with the books after each message, (n, levels ≥ 10, 4)."""
     price, size = book[:, :10, 0::2], book[:, :10, 1::2]
     full = (size[:, 9] > 0).all(-1)
     depth = np.abs(price[full, 9] - price[full, 0]).mean() / TICK
     middle, lag = price[:, 0].mean(1) / TICK, min(LAG, len(book) // 2)
     spread = (price[:, 0, 0] - price[:, 0, 1]).mean() / TICK
     moves = (middle[lag:] - middle[:-lag]).std() * (LAG / lag) ** 0.5
-    return Shape(float(spread), float(depth), float(size.sum(1).mean()), float(moves))
+    seen = _Seen.of(messages, book)
+    inside = (seen.behind[seen.kind == LIMIT] < 0).mean()
+    return Shape(float(spread), float(inside), float(moves), float(depth), float(size.sum(1).mean()))
 
 
 def settled(calibration: Calibration, wanted: Shape, rounds: int = 16, *, seed: int = 0) -> Calibration:
     """Numbers under which the market itself comes to a shape, since small errors add up in a book.
 
     Args:
-      rounds: of a simulation, after each of which more or fewer orders better the best price, the market's memory is
-        longer or shorter, and orders stand wider or nearer.
+      rounds: of a simulation, after each of which more or fewer orders better the best price and stand on a side, and
+        the market's memory is longer or shorter.
     """
     made = jax.jit(simulated_shape)
     for number in range(rounds):
@@ -242,8 +245,8 @@ def settled(calibration: Calibration, wanted: Shape, rounds: int = 16, *, seed: 
         calibration = dataclasses.replace(
             calibration,
             improves=float(np.clip(calibration.improves * (found.spread / wanted.spread) ** 0.4, 0.02, 5)),
+            crowd=float(np.clip(calibration.crowd * (found.inside / wanted.inside) ** 0.3, 10, MOST_ORDERS)),
             forgets=float(np.clip(calibration.forgets * (wanted.moves / found.moves) ** 0.6, 1e-4, 1)),
-            behind=_stretched(calibration.behind, float(np.clip(wanted.depth / found.depth, 0.5, 2) ** 0.4)),
         )
     return calibration
 
@@ -253,7 +256,11 @@ def simulated_shape(flow: Flow, key: Any, markets: int = 16, count: int = 4000) 
 
     def one(key: Any) -> Any:
         first, then = jax.random.split(key)
-        books = simulate(flow, then, count, *opened(flow, first, 5_000_000))[1][2]
+        _, message, books = simulate(flow, then, count, *opened(flow, first, 5_000_000))[1]
+        key_of_best = jnp.where(books.size > 0, books.key, NONE).min(-1)[:-1]
+        touch = jnp.where(message.direction[1:] > 0, key_of_best[:, 0], key_of_best[:, 1])
+        limits = message.kind[1:] == LIMIT
+        inside = (limits & (-message.price[1:] * message.direction[1:] < touch)).sum() / limits.sum()
         rows = jax.vmap(lambda book: levels(book, 10))(jax.tree.map(lambda leaf: leaf[:: LAG // 4], books))
         deep = (rows[:, 9, 0] - rows[:, 0, 0] + rows[:, 0, 2] - rows[:, 9, 2]) / 2
         full = (rows[:, 9, 1] > 0) & (rows[:, 9, 3] > 0)
@@ -261,19 +268,10 @@ def simulated_shape(flow: Flow, key: Any, markets: int = 16, count: int = 4000) 
         volume = (rows[:, :, 1] + rows[:, :, 3]).sum(1).mean() / 2
         middle = (rows[:, 0, 0] + rows[:, 0, 2] - 10_000_000) / (2 * TICK)
         square = jnp.square(middle[4:] - middle[:-4]).mean()
-        return spread, jnp.where(full, deep, 0).sum() / jnp.maximum(full.sum(), 1) / TICK, volume, square
+        return spread, inside, square, jnp.where(full, deep, 0).sum() / jnp.maximum(full.sum(), 1) / TICK, volume
 
-    spread, depth, volume, square = (each.mean() for each in jax.vmap(one)(jax.random.split(key, markets)))
-    return Shape(spread, depth, volume, jnp.sqrt(square))
-
-
-def _stretched(weights: tuple[float, ...], factor: float) -> tuple[float, ...]:
-    """Weights of 0, 1, … moved to `factor` times as far."""
-    at = np.arange(len(weights))
-    total = np.interp((at + 0.5) / factor - 0.5, at, np.cumsum(weights), left=0.0)
-    found = np.diff(total, prepend=0.0)
-    found[-1] += max(1 - found.sum(), 0.0)
-    return tuple(float(f"{each:.4g}") for each in found)
+    spread, inside, square, depth, volume = (each.mean() for each in jax.vmap(one)(jax.random.split(key, markets)))
+    return Shape(spread, inside, jnp.sqrt(square), depth, volume)
 
 
 def fit_hawkes(gaps: NDArray[np.float64], steps: int = 400) -> tuple[float, tuple[float, ...]]:

@@ -11,11 +11,11 @@ import numpy as np
 from jaxtyping import Array, Float32, Int32, Int64, Key
 
 from eggroll.core.errors import UsageError
-from eggroll.trading.book import TICK, book_of_levels, levels
+from eggroll.trading.book import NONE, TICK, book_of_levels, levels
 from eggroll.trading.calibration import DEFAULT, Calibration, read_calibration
 from eggroll.trading.config import MarketSettings
 from eggroll.trading.flow import DRAWS, LONGEST_GAP, Flow, opened, simulate
-from eggroll.trading.lobster import Day, read_day
+from eggroll.trading.lobster import MISSING, Day, read_day
 from eggroll.trading.messages import Messages, cut, length
 from eggroll.trading.tokens import encode
 from eggroll.trading.world import FEATURES, SEEN, Market, generated, next_message, record_of, replayed
@@ -146,7 +146,8 @@ def generated_day(flow: Flow, key: Key[Array, ""], count: int, depth: int, price
     gap, message, rows = jax.tree.map(np.asarray, jax.jit(made)(key))
     time = _MORNING + np.cumsum(gap.astype(np.int64))
     parts = (message.kind, message.order_id.astype(np.int64), message.size, message.price, message.direction)
-    return Day(Messages(time, *parts), rows.astype(np.int64))
+    rows = np.where(np.abs(rows) == NONE, np.sign(rows) * MISSING, rows.astype(np.int64))
+    return Day(Messages(time, *parts), rows)
 
 
 def recorded_markets(day: Day, count: int, least: int) -> tuple[Market, Any]:

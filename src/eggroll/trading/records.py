@@ -69,7 +69,7 @@ def of_day(day: Day, rounds: int = 16) -> Calibration:
     assert day.book is not None
     if day.book.shape[1] < 10:
         raise UsageError(f"expected an order book of at least 10 levels, got {day.book.shape[1]}; give a deeper one")
-    return settled(calibrated(day.messages, day.book), shape_of(day.book), rounds)
+    return settled(calibrated(day.messages, day.book), shape_of(day.messages, day.book), rounds)
 
 
 def look_of(day: Day) -> dict[str, Any]:
@@ -92,6 +92,5 @@ def look_of(day: Day) -> dict[str, Any]:
     }
     if day.book.shape[1] < 10:
         return found
-    shape = shape_of(day.book)
-    means = {"spread": shape.spread, "depth": shape.depth, "volume": shape.volume, "moves": shape.moves}
-    return found | {f"mean_{name}": round(float(value), 1) for name, value in means.items()}
+    shape = shape_of(day.messages, day.book)
+    return found | {f"mean_{name}": round(float(value), 2) for name, value in shape._asdict().items()}
