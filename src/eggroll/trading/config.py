@@ -87,6 +87,9 @@ class ExecuteConfig(EvolutionSettings, MarketSettings):
     """Of the draw of price and size; 0: the likeliest, which few perturbations change."""
     episodes: int = 4
     """Episodes of a member in a generation, the same ones for all; each counts by the centred rank of its PnL."""
+    risk_aversion: float = 0.0
+    """Dollars of mean PnL that a dollar of its deviation over a member's episodes outweighs; 0: each episode counts by
+    the rank of its PnL."""
     lora_rank: int = 4
     """Rank of the adapters on the model's projections, which alone evolve."""
     lora_alpha: float = 16.0
@@ -115,6 +118,8 @@ class ExecuteConfig(EvolutionSettings, MarketSettings):
         for name in ("quantity", "decisions", "interval", "episodes", "lora_rank", "markets"):
             check_at_least(name, getattr(self, name), 1)
         check_at_least("validation_episodes", self.validation_episodes, 2)
+        expect(0 <= self.risk_aversion < 1e6, "risk_aversion", "of at least 0", self.risk_aversion)
+        expect(not self.risk_aversion or self.episodes > 1, "episodes", "of at least 2 with --risk-aversion", 1)
         expect(0 < self.lora_alpha < 1e6, "lora_alpha", "> 0", self.lora_alpha)
         expect(self.quantity <= 100_000, "quantity", "of at most 100,000 shares", self.quantity)
         expect(self.episodes <= self.markets, "episodes", f"of at most {self.markets} markets", self.episodes)

@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
-from eggroll.trading.book import TICK, Book, Message, best, mid, step
+from eggroll.trading.book import NONE, TICK, Book, Message, best, mid, step
 from eggroll.trading.config import PretrainConfig
 from eggroll.trading.data import OPENING, calibration_of, days_in, read_pair, recorded_markets, split
 from eggroll.trading.flow import DRAWS, opened
 from eggroll.trading.lobster import Day
+from eggroll.trading.messages import CANCEL, DELETE, EXECUTE
 from eggroll.trading.model import ModelConfig, advance, draw, prepared, start_carry
 from eggroll.trading.model import step as model_step
 from eggroll.trading.task import LAG, MEASURES, QUANTILES
@@ -23,6 +24,7 @@ from eggroll.trading.tokens import message_of
 from eggroll.trading.world import FEATURES, SEEN, Market, Others, book_features, generated, next_message
 
 _BOOKS, _MESSAGES, _READ = 32, 1500, 64
+_ALL = 2**30  # shares
 _SEED = 1_000_003  # of keys that no other stream has
 
 
@@ -31,14 +33,14 @@ def draw_distributions(config: PretrainConfig, params: Any, folder: Path) -> dic
 
     Returns:
       What the JSON holds: for each source (market or record, model, and sample) 101 quantiles of each of `MEASURES`,
-      the Kolmogorov-Smirnov distance of the model's from the first, and the share of the model's cancellations and
-      executions that name a price at which nobody stands.
+      the Kolmogorov-Smirnov distance of the model's from the first, and the share of the model's messages that named a
+      price at which nobody stands, and were moved to one at which somebody does.
     """
     others, markets = _markets(config)
     key = jax.random.key(_SEED)
     model = ModelConfig(config.width, config.layers, config.state, len(FEATURES))
     seen = jax.jit(lambda markets: _both(params, model, others, markets, key))(markets)
-    market, written, unmatched = jax.tree.map(np.asarray, seen)
+    market, written, moved = jax.tree.map(np.asarray, seen)
     sources = {"record" if config.data else "market": market, "model": written}
     if config.sample:
         sources["sample"] = _of_day(read_pair(Path(config.sample)))
@@ -50,7 +52,7 @@ def draw_distributions(config: PretrainConfig, params: Any, folder: Path) -> dic
             for name, own in values.items()
         },
         "distance": {measure: distance(values["model"][measure], first[measure]) for measure in MEASURES},
-        "unmatched_share": float(unmatched.sum() / (_BOOKS * _MESSAGES)),
+        "moved_share": float(moved.mean()),
     }
     (folder / "distributions.json").write_text(json.dumps(found, indent=1) + "\n")
     _draw(values, folder / "distributions.png")
@@ -67,13 +69,15 @@ def distance(one: np.ndarray, other: np.ndarray) -> float:
 def write(params: Any, memory: Any, book: Book, key: Key[Array, ""], count: int) -> tuple[Book, tuple[Any, Any, Any]]:
     """Have a model write messages, each of which goes to the book before the next is written.
 
-    Its cancellations and executions name no id: they go to whoever is first at their price.
+    Its cancellations and executions name no id: they go to whoever is first at their price, and a deletion takes all of
+    that order. Where nobody stands there, a cancellation is moved to the nearest price of its side at which somebody
+    does, an execution to the best.
 
     Args:
       params: prepared.
       memory: its carry and the last vector, after what it has read.
     Returns:
-      The book, and after each message best bid and ask, (count, 2), the gap before it in ns, and the message.
+      The book, and after each message best bid and ask, (count, 2), the gap before it in ns, and whether it was moved.
     """
 
     def one(carry: Any, key: Any) -> Any:
@@ -82,13 +86,27 @@ def write(params: Any, memory: Any, book: Book, key: Key[Array, ""], count: int)
         before = mid(book)
         said = message_of(row, before)
         gap = jnp.clip(said.gap, 0, 2_000_000_000)
-        message = Message(said.kind, jnp.int32(0), said.size, said.price, said.direction)
+        message, is_moved = _moved(book, Message(said.kind, jnp.int32(0), said.size, said.price, said.direction))
         book, _ = step(book, message)
         features = jnp.pad(book_features(book, before), (0, len(FEATURES) - SEEN))
-        return (book, model_step(params, states, row, features)), (best(book), gap, message)
+        return (book, model_step(params, states, row, features)), (best(book), gap, is_moved)
 
     (book, _), seen = jax.lax.scan(one, (book, memory), jax.random.split(key, count))
     return book, seen
+
+
+def _moved(book: Book, message: Message) -> tuple[Message, Any]:
+    """A message at a price at which somebody stands, if it must, and whether it had to be moved there."""
+    live = (jnp.arange(2) == (1 - message.direction) // 2)[:, None] & (book.size > 0)
+    off = jnp.where(live, jnp.abs(book.key + message.price * message.direction), NONE)
+    nearest = jnp.where(live & (off == off.min()), book.key, NONE).min()
+    first = jnp.where(live, book.key, NONE).min()
+    takes = (message.kind == CANCEL) | (message.kind == DELETE) | (message.kind == EXECUTE)
+    is_moved = takes & live.any() & (off.min() > 0)
+    key = jnp.where(message.kind == EXECUTE, first, nearest)
+    price = jnp.where(is_moved, -key * message.direction, message.price)
+    size = jnp.where(message.kind == DELETE, _ALL, message.size)
+    return message._replace(price=price, size=size), is_moved
 
 
 def _markets(config: PretrainConfig) -> tuple[Others, Market]:
@@ -117,8 +135,8 @@ def _both(params: Any, config: ModelConfig, others: Others, markets: Market, key
         features = jnp.pad(seen.features, ((0, 0), (0, len(FEATURES) - SEEN)))
         carry, hidden = advance(model, start_carry(config), seen.tokens, features)
         _, (goes_on, prices) = jax.lax.scan(shown, market, jax.random.uniform(then, (_MESSAGES, DRAWS)))
-        book, (own_prices, gaps, _) = write(model, (carry, hidden[-1]), market.book, own, _MESSAGES)
-        return (prices, goes_on.gap), (own_prices, gaps), book.unmatched - market.book.unmatched
+        _, (own_prices, gaps, moved) = write(model, (carry, hidden[-1]), market.book, own, _MESSAGES)
+        return (prices, goes_on.gap), (own_prices, gaps), moved
 
     return jax.vmap(one)(markets, jax.random.split(key, _BOOKS))
 

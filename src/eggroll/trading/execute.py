@@ -182,6 +182,17 @@ def episode_rank(scores: Float[Array, "members *episodes"]) -> Float[Array, "mem
     return jax.vmap(centred_rank, in_axes=1)(by_episode).mean(0)
 
 
+def risk_rank(aversion: float) -> Callable[..., Any]:
+    """Make the shaping that ranks members by mean PnL less `aversion` times its deviation, over their episodes."""
+
+    def shape(scores: Float[Array, "members *episodes"]) -> Float[Array, "members"]:
+        by_episode = scores.reshape(scores.shape[0], -1)
+        return centred_rank(by_episode.mean(-1) - aversion * by_episode.std(-1))
+
+    shape.__name__ = f"risk_rank({aversion})"  # as a journal's header has it
+    return shape
+
+
 def make_strategy(config: ExecuteConfig) -> EvolutionStrategy:
     """The strategy of a run: adapters evolve, by ranks of PnL under common random numbers."""
     kinds: dict[str, Callable[..., Any]] = {"sgd": optax.sgd, "adam": optax.adam}
@@ -190,7 +201,7 @@ def make_strategy(config: ExecuteConfig) -> EvolutionStrategy:
         population_size=config.population_size,
         sigma=lambda generation: sigma_at(config, generation),
         distribution=LowRank(config.rank),
-        shaping=episode_rank,
+        shaping=risk_rank(config.risk_aversion) if config.risk_aversion else episode_rank,
         group_size=config.population_size,
         chunk_size=config.chunk_size,
         trainable="lora/*",
