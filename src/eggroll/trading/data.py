@@ -146,8 +146,8 @@ def generated_day(flow: Flow, key: Key[Array, ""], count: int, depth: int, price
     gap, message, rows = jax.tree.map(np.asarray, jax.jit(made)(key))
     time = _MORNING + np.cumsum(gap.astype(np.int64))
     parts = (message.kind, message.order_id.astype(np.int64), message.size, message.price, message.direction)
-    rows = np.where(np.abs(rows) == NONE, np.sign(rows) * MISSING, rows.astype(np.int64))
-    return Day(Messages(time, *parts), rows)
+    rows = rows.astype(np.int64)
+    return Day(Messages(time, *parts), np.where(np.abs(rows) == NONE, np.sign(rows) * MISSING, rows))
 
 
 def recorded_markets(day: Day, count: int, least: int) -> tuple[Market, Any]:
