@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eggroll.core.errors import UsageError
-from eggroll.trading.book import CAPACITY, NONE, TICK, Book, Message, best, held_of, levels, step
+from eggroll.trading.book import CAPACITY, NONE, Book, Message, best, held_of, levels, step
 from eggroll.trading.calibration import (
     DEFAULT,
     SPEEDS,
@@ -27,7 +27,7 @@ from eggroll.trading.calibration import (
 )
 from eggroll.trading.flow import DRAWS, flow_step, opened
 from eggroll.trading.lobster import read_day, write_book, write_messages
-from eggroll.trading.messages import CANCEL, DELETE, EXECUTE, HIDDEN, LIMIT, MARKET, Messages
+from eggroll.trading.messages import CANCEL, DELETE, EXECUTE, HIDDEN, LIMIT, MARKET, TICK, Messages
 from tests.trading.books import lobster_rows, message_of, orders_of, plain_of
 
 PRICE, OPENS = 5_850_000, 34_200 * 10**9

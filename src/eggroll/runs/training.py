@@ -102,7 +102,7 @@ def train(
         name=JOB,
         config=config,
         learner=strategy_learner(es, state, frames),
-        evaluate=evaluator_of(es, state.seed, fitness, arguments, has_aux),
+        evaluate=_evaluator(es, state.seed, fitness, arguments, has_aux),
         validate=lambda state: validate(state.parameters) if validate else {},
         main_metric="fitness_mean",
         units=("members", es.population_size),
@@ -222,11 +222,9 @@ def strategy_learner(es: EvolutionStrategy, state: State, frames: str | None = N
     return Learner(state.params, state.opt_state, update, kind, es.population_size // 2, settings, devices)
 
 
-def evaluator_of(
+def _evaluator(
     es: EvolutionStrategy, seed: Any, fitness: Any, arguments: Callable[[int], tuple[Any, ...]], has_aux: bool
 ) -> Callable[[RunState, int], Evaluated]:
-    """A strategy's evaluation as the loop wants it; arguments as in `train`."""
-
     def evaluate(state: RunState, generation: int) -> Evaluated:
         own = State(state.parameters, state.optimizer, seed, jnp.int32(generation))
         result = es.evaluate(own, fitness, *arguments(generation), carry=state.carry, has_aux=has_aux)

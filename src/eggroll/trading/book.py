@@ -20,8 +20,6 @@ CAPACITY = 100
 """Orders of a side, where nothing else is said."""
 NONE = np.iinfo(np.int32).max
 """No price: the best key of a side without orders."""
-TICK = 100
-"""Smallest step of a price, in 1/10,000 dollar: a cent."""
 _SIGN = np.array([-1, 1], np.int32)  # key · sign = price
 
 
@@ -120,9 +118,13 @@ def step(book: Book, message: Message) -> tuple[Book, Trade]:
     here = is_own & here[None]
     key = jnp.where(here, -message.price * message.direction, book.key)
     order_id, came = jnp.where(here, message.order_id, book.order_id), jnp.where(here, book.turn, book.came)
-    removes = (message.kind == CANCEL) | (message.kind == DELETE) | (message.kind == EXECUTE)
-    turn, unmatched = book.turn + (rest > 0), book.unmatched + (removes & ~found)
+    turn, unmatched = book.turn + (rest > 0), book.unmatched + (names_order(message) & ~found)
     return Book(key, size, order_id, came, turn, book.origin, book.dropped + dropped, unmatched), trade
+
+
+def names_order(message: Message) -> Bool[Array, "*n"]:
+    """Whether a message takes shares from an order that it names."""
+    return (message.kind == CANCEL) | (message.kind == DELETE) | (message.kind == EXECUTE)
 
 
 def play(book: Book, messages: Message) -> tuple[Book, Trade]:
@@ -160,21 +162,21 @@ def _matched(side: _Side, message: Message, origin: Int32[Array, ""]) -> tuple[_
         first = level & (side.came == jnp.where(level, side.came, NONE).min())
         fill = jnp.minimum(jnp.where(first, size, 0).sum(), wanted)
         size = size - jnp.where(first, fill, 0)
-        return size, wanted - fill, _best_key(side.key, size), value + fill * (best_key * message.direction - origin)
+        return size, wanted - fill, lowest_key(side.key, size), value + fill * (best_key * message.direction - origin)
 
-    start: tuple[Array, ...] = (side.size, wanted, _best_key(side.key, side.size), jnp.int32(0))
+    start: tuple[Array, ...] = (side.size, wanted, lowest_key(side.key, side.size), jnp.int32(0))
     size, left, _, value = jax.lax.while_loop(goes_on, one, start)
     return side._replace(size=size), Trade(wanted - left, value)
 
 
-def _best_key(key: Int32[Array, "*capacity"], size: Int32[Array, "*capacity"]) -> Int32[Array, "*sides"]:
+def lowest_key(key: Int32[Array, "*capacity"], size: Int32[Array, "*capacity"]) -> Int32[Array, "*sides"]:
+    """The lowest key of the slots along the last axis that are taken; `NONE` where all are empty."""
     return jnp.where(size > 0, key, NONE).min(-1)
 
 
 def _removed(side: _Side, message: Message) -> tuple[_Side, Bool[Array, ""]]:
     """The own side after a cancellation, deletion or execution, and whether it named an order."""
-    removes = (message.kind == CANCEL) | (message.kind == DELETE) | (message.kind == EXECUTE)
-    live = removes & (side.size > 0)
+    live = names_order(message) & (side.size > 0)
     anonymous = message.order_id == 0
     named = live & (side.order_id == message.order_id) & ~anonymous
     alike = live & (side.key == -message.price * message.direction) & (anonymous | (side.order_id == 0))
@@ -206,7 +208,7 @@ def _place(side: _Side, message: Message, rest: Int32[Array, ""]) -> tuple[Bool[
 
 def best(book: Book) -> Int32[Array, "2"]:
     """Best bid and best ask, in 1/10,000 dollar; of a side without orders −`NONE` or `NONE`."""
-    return _best_key(book.key, book.size) * _SIGN
+    return lowest_key(book.key, book.size) * _SIGN
 
 
 def levels(book: Book, count: int) -> Int32[Array, "count 4"]:
@@ -236,7 +238,7 @@ def mid(book: Book) -> Int32[Array, ""]:
 
 def touch_sizes(book: Book) -> Int32[Array, "2"]:
     """Shares at the best bid and at the best ask."""
-    return jnp.where(book.key == _best_key(book.key, book.size)[:, None], book.size, 0).sum(-1)
+    return jnp.where(book.key == lowest_key(book.key, book.size)[:, None], book.size, 0).sum(-1)
 
 
 def held_of(book: Book, order_id: int) -> Int32[Array, ""]:

@@ -15,10 +15,11 @@ import optax
 from numpy.typing import NDArray
 
 from eggroll.core.errors import UsageError
+from eggroll.runs.folder import put_whole
 from eggroll.runs.settings import from_json
-from eggroll.trading.book import NONE, TICK, levels
+from eggroll.trading.book import levels, lowest_key
 from eggroll.trading.flow import KINDS, Flow, opened, simulate
-from eggroll.trading.messages import CANCEL, DELETE, EXECUTE, HIDDEN, LIMIT, Messages
+from eggroll.trading.messages import CANCEL, DELETE, EXECUTE, HIDDEN, LIMIT, TICK, Messages
 from eggroll.trading.task import LAG
 
 DEFAULT = Path(__file__).with_name("calibration.json")
@@ -127,7 +128,7 @@ class Calibration:
 
     def write(self, path: Path) -> None:
         """As JSON."""
-        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
+        put_whole(path, [(json.dumps(asdict(self), indent=1) + "\n").encode()])
 
 
 def read_calibration(path: Path = DEFAULT) -> Calibration:
@@ -257,7 +258,7 @@ def simulated_shape(flow: Flow, key: Any, markets: int = 16, count: int = 4000) 
     def one(key: Any) -> Any:
         first, then = jax.random.split(key)
         _, message, books = simulate(flow, then, count, *opened(flow, first, 5_000_000))[1]
-        key_of_best = jnp.where(books.size > 0, books.key, NONE).min(-1)[:-1]
+        key_of_best = lowest_key(books.key, books.size)[:-1]
         touch = jnp.where(message.direction[1:] > 0, key_of_best[:, 0], key_of_best[:, 1])
         limits = message.kind[1:] == LIMIT
         inside = (limits & (-message.price[1:] * message.direction[1:] < touch)).sum() / limits.sum()

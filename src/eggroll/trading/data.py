@@ -11,14 +11,13 @@ import numpy as np
 from jaxtyping import Array, Float32, Int32, Int64, Key
 
 from eggroll.core.errors import UsageError
-from eggroll.trading.book import NONE, TICK, book_of_levels, levels
+from eggroll.trading.book import NONE, book_of_levels, levels
 from eggroll.trading.calibration import DEFAULT, Calibration, read_calibration
-from eggroll.trading.config import MarketSettings
 from eggroll.trading.flow import DRAWS, LONGEST_GAP, Flow, opened, simulate
 from eggroll.trading.lobster import MISSING, Day, read_day
-from eggroll.trading.messages import Messages, cut, length
+from eggroll.trading.messages import TICK, Messages, cut, length
 from eggroll.trading.tokens import encode
-from eggroll.trading.world import FEATURES, SEEN, Market, generated, next_message, record_of, replayed
+from eggroll.trading.world import Market, generated, next_message, record_of, replayed, widened
 
 OPENING = 5_850_000
 """Price at which generated days open, in 1/10,000 dollar."""
@@ -34,13 +33,13 @@ class Stream(NamedTuple):
     starts: Int32[Array, "m"]  # places from which `length` + 1 messages are of one day
 
 
-def calibration_of(settings: MarketSettings) -> Calibration:
-    """The numbers of the generated market.
+def calibration_of(path: str) -> Calibration:
+    """The numbers of a generated market: a file's, or where none is named the built-in ones.
 
     Raises:
       UsageError: the file is none.
     """
-    return read_calibration(Path(settings.calibration) if settings.calibration else DEFAULT)
+    return read_calibration(Path(path) if path else DEFAULT)
 
 
 def generated_stream(flow: Flow, key: Key[Array, ""], days: int, count: int, length: int) -> Stream:
@@ -51,7 +50,7 @@ def generated_stream(flow: Flow, key: Key[Array, ""], days: int, count: int, len
         market = generated_market(flow, first)
         one = lambda market, draws: next_message(generated(flow), market, draws)
         seen = jax.lax.scan(one, market, jax.random.uniform(then, (count, DRAWS)))[1]
-        return seen.tokens, _widened(seen.features)
+        return seen.tokens, widened(seen.features)
 
     tokens, features = jax.jit(lambda keys: jax.lax.map(day, keys, batch_size=32))(jax.random.split(key, days))
     return _in_a_row(list(tokens), list(features), length)
@@ -79,11 +78,11 @@ def day_tokens(day: Day) -> tuple[Int32[np.ndarray, "n fields"], Float32[np.ndar
     """Messages after the first of a recorded day, with what the book shows after each."""
     assert day.book is not None
     middle = middles(day.book)
-    gaps = np.diff(day.messages.time, prepend=day.messages.time[:1]).clip(0, int(LONGEST_GAP * 1e9))
+    gaps = np.diff(day.messages.time, prepend=day.messages.time[:1]).clip(0, LONGEST_GAP)
     messages = day.messages._replace(time=day.messages.time[0] + np.cumsum(gaps))
     start = int(messages.time[0])
     tokens, _ = encode(cut(messages, 1, length(messages)), middle[:-1], outside="clip", start_time=start)
-    return tokens, np.asarray(_widened(row_features(day.book)))
+    return tokens, np.asarray(widened(row_features(day.book)))
 
 
 def middles(book: Int64[np.ndarray, "n levels 4"]) -> Int64[np.ndarray, " n"]:
@@ -170,11 +169,6 @@ def recorded_markets(day: Day, count: int, least: int) -> tuple[Market, Any]:
     books = [book_of_levels(day.book[place]) for place in places]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *books)
     return Market(stacked, jnp.asarray(places + 1, jnp.int32)), replayed(record_of(day.messages))
-
-
-def _widened(features: Any) -> Any:
-    """With zeros for what only one who executes an order sees."""
-    return jnp.pad(jnp.asarray(features), ((0, 0), (0, len(FEATURES) - SEEN)))
 
 
 def _in_a_row(tokens: list[Any], features: list[Any], length: int) -> Stream:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +10,25 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
-from eggroll.trading.book import NONE, TICK, Book, Message, best, mid, step
+from eggroll.runs.folder import RunFolder
+from eggroll.trading.book import NONE, Book, Message, best, mid, names_order, step
 from eggroll.trading.config import PretrainConfig
-from eggroll.trading.data import OPENING, calibration_of, days_in, read_pair, recorded_markets, split
-from eggroll.trading.flow import DRAWS, opened
+from eggroll.trading.data import calibration_of, days_in, generated_market, read_pair, recorded_markets, split
+from eggroll.trading.flow import DRAWS, LONGEST_GAP
 from eggroll.trading.lobster import Day
-from eggroll.trading.messages import CANCEL, DELETE, EXECUTE
+from eggroll.trading.messages import DELETE, EXECUTE, TICK
 from eggroll.trading.model import ModelConfig, advance, draw, prepared, start_carry
 from eggroll.trading.model import step as model_step
 from eggroll.trading.task import LAG, MEASURES, QUANTILES
 from eggroll.trading.tokens import message_of
-from eggroll.trading.world import FEATURES, SEEN, Market, Others, book_features, generated, next_message
+from eggroll.trading.world import Market, Others, book_features, generated, next_message, widened
 
 _BOOKS, _MESSAGES, _READ = 32, 1500, 64
 _ALL = 2**30  # shares
 _SEED = 1_000_003  # of keys that no other stream has
 
 
-def draw_distributions(config: PretrainConfig, params: Any, folder: Path) -> dict[str, Any]:
+def draw_distributions(config: PretrainConfig, model: ModelConfig, params: Any, folder: RunFolder) -> dict[str, Any]:
     """Let the model write, and leave `distributions.json` and `distributions.png` in the run's folder.
 
     Returns:
@@ -38,7 +38,6 @@ def draw_distributions(config: PretrainConfig, params: Any, folder: Path) -> dic
     """
     others, markets = _markets(config)
     key = jax.random.key(_SEED)
-    model = ModelConfig(config.width, config.layers, config.state, len(FEATURES))
     seen = jax.jit(lambda markets: _both(params, model, others, markets, key))(markets)
     market, written, moved = jax.tree.map(np.asarray, seen)
     sources = {"record" if config.data else "market": market, "model": written}
@@ -54,8 +53,8 @@ def draw_distributions(config: PretrainConfig, params: Any, folder: Path) -> dic
         "distance": {measure: distance(values["model"][measure], first[measure]) for measure in MEASURES},
         "moved_share": float(moved.mean()),
     }
-    (folder / "distributions.json").write_text(json.dumps(found, indent=1) + "\n")
-    _draw(values, folder / "distributions.png")
+    folder.write_json("distributions.json", found)
+    _draw(values, folder.path / "distributions.png")
     return found
 
 
@@ -85,10 +84,10 @@ def write(params: Any, memory: Any, book: Book, key: Key[Array, ""], count: int)
         row = draw(params, hidden, key)
         before = mid(book)
         said = message_of(row, before)
-        gap = jnp.clip(said.gap, 0, 2_000_000_000)
+        gap = jnp.clip(said.gap, 0, LONGEST_GAP)
         message, is_moved = _moved(book, Message(said.kind, jnp.int32(0), said.size, said.price, said.direction))
         book, _ = step(book, message)
-        features = jnp.pad(book_features(book, before), (0, len(FEATURES) - SEEN))
+        features = widened(book_features(book, before))
         return (book, model_step(params, states, row, features)), (best(book), gap, is_moved)
 
     (book, _), seen = jax.lax.scan(one, (book, memory), jax.random.split(key, count))
@@ -101,8 +100,7 @@ def _moved(book: Book, message: Message) -> tuple[Message, Any]:
     off = jnp.where(live, jnp.abs(book.key + message.price * message.direction), NONE)
     nearest = jnp.where(live & (off == off.min()), book.key, NONE).min()
     first = jnp.where(live, book.key, NONE).min()
-    takes = (message.kind == CANCEL) | (message.kind == DELETE) | (message.kind == EXECUTE)
-    is_moved = takes & live.any() & (off.min() > 0)
+    is_moved = names_order(message) & live.any() & (off.min() > 0)
     key = jnp.where(message.kind == EXECUTE, first, nearest)
     price = jnp.where(is_moved, -key * message.direction, message.price)
     size = jnp.where(message.kind == DELETE, _ALL, message.size)
@@ -115,9 +113,9 @@ def _markets(config: PretrainConfig) -> tuple[Others, Market]:
         day = split(days_in(config.data)[0])[1]
         markets, others = recorded_markets(day, _BOOKS, _READ + 1)
         return others, markets
-    flow = calibration_of(config).flow()
+    flow = calibration_of(config.calibration).flow()
     keys = jax.random.split(jax.random.key(_SEED + 1), _BOOKS)
-    return generated(flow), jax.jit(jax.vmap(lambda key: Market(*opened(flow, key, OPENING))))(keys)
+    return generated(flow), jax.jit(jax.vmap(lambda key: generated_market(flow, key)))(keys)
 
 
 def _both(params: Any, config: ModelConfig, others: Others, markets: Market, key: Key[Array, ""]) -> Any:
@@ -132,8 +130,7 @@ def _both(params: Any, config: ModelConfig, others: Others, markets: Market, key
             return market, (seen, best(market.book))
 
         market, (seen, _) = jax.lax.scan(shown, market, jax.random.uniform(draws, (_READ, DRAWS)))
-        features = jnp.pad(seen.features, ((0, 0), (0, len(FEATURES) - SEEN)))
-        carry, hidden = advance(model, start_carry(config), seen.tokens, features)
+        carry, hidden = advance(model, start_carry(config), seen.tokens, widened(seen.features))
         _, (goes_on, prices) = jax.lax.scan(shown, market, jax.random.uniform(then, (_MESSAGES, DRAWS)))
         _, (own_prices, gaps, moved) = write(model, (carry, hidden[-1]), market.book, own, _MESSAGES)
         return (prices, goes_on.gap), (own_prices, gaps), moved

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,7 +33,7 @@ from eggroll.runs.trees import as_arrays, filled
 from eggroll.runs.weights import load_parameters
 from eggroll.trading.config import ExecuteConfig
 from eggroll.trading.data import OPENING, calibration_of, days_in, generated_market, recorded_markets, split
-from eggroll.trading.execution import Outcome, Scheduled, Task, Trace, Trader, episode
+from eggroll.trading.execution import Immediate, Outcome, Scheduled, Task, Trace, Trader, Twap, episode
 from eggroll.trading.model import ModelConfig
 from eggroll.trading.pretrain import load_model
 from eggroll.trading.trader import ModelTrader
@@ -118,7 +117,7 @@ def prepared(config: ExecuteConfig) -> tuple[ExecuteConfig, Prepared]:
 
     def keep(params: Any, folder: RunFolder) -> None:
         save_tensors(as_arrays(merge_lora(params, scale=config.lora_scale)), folder.path / WEIGHTS)
-        (folder.path / EPISODE).write_text(json.dumps(compared.episode(params)) + "\n")
+        folder.write_json(EPISODE, compared.episode(params))
 
     return config, Prepared(job, lambda: work, _describe(config, parts), keep, extra)
 
@@ -135,9 +134,8 @@ def parts_of(config: ExecuteConfig) -> Parts:
     Raises:
       UsageError: the model or the data cannot be used.
     """
-    base, model = load_model(Path(config.model))
-    world, key = world_of(config), jax.random.key(config.seed & 0xFFFFFFFF)
-    params = add_lora(base, jax.random.fold_in(key, _ADAPTERS), targets=ADAPTED, rank=config.lora_rank)
+    params, model = start_of(config)
+    world = world_of(config)
     task, others = config.task, world.others
 
     def fitness(params: Any, key: Any, markets: Market) -> tuple[Any, Outcome]:
@@ -153,6 +151,17 @@ def parts_of(config: ExecuteConfig) -> Parts:
     return Parts(make_strategy(config), params, with_lora(fitness, scale=config.lora_scale), arguments, model, world)
 
 
+def start_of(config: ExecuteConfig) -> tuple[Any, ModelConfig]:
+    """The pretrained model with adapters beside it, and its sizes.
+
+    Raises:
+      UsageError: it is no model of messages.
+    """
+    base, model = load_model(Path(config.model))
+    key = jax.random.fold_in(jax.random.key(config.seed & 0xFFFFFFFF), _ADAPTERS)
+    return add_lora(base, key, targets=ADAPTED, rank=config.lora_rank), model
+
+
 def world_of(config: ExecuteConfig) -> World:
     """Where episodes begin, and the flow of others.
 
@@ -165,7 +174,7 @@ def world_of(config: ExecuteConfig) -> World:
             recorded_markets(part, config.markets, config.task.messages) for part in parts
         )
         return World(others, train, held_out, after)
-    flow, key = calibration_of(config).flow(), jax.random.key(config.seed & 0xFFFFFFFF)
+    flow, key = calibration_of(config.calibration).flow(), jax.random.key(config.seed & 0xFFFFFFFF)
     opened = jax.jit(jax.vmap(lambda key: generated_market(flow, key, OPENING)))
     keys = (jax.random.split(jax.random.fold_in(key, name), config.markets) for name in (_TRAIN, _HELD_OUT))
     others = generated(flow)
@@ -243,7 +252,7 @@ class Comparison:
         plain = self._plain()
         ways = {"model": self._of_model(params), "start": plain["start"], "twap": plain["twap"]}
         found = {
-            name: {"pnl": float(outcome.pnl[0]), **{key: _plain(leaf) for key, leaf in trace._asdict().items()}}
+            name: {"pnl": float(outcome.pnl[0]), **{key: _listed(leaf) for key, leaf in trace._asdict().items()}}
             for name, (outcome, trace) in ways.items()
         }
         return {"side": self._task.side, "quantity": self._task.quantity, "interval": self._task.interval, **found}
@@ -269,9 +278,8 @@ class Comparison:
 
     def _plain(self) -> dict[str, tuple[Outcome, Trace]]:
         if not self._found:
-            shares = np.arange(1, self._task.decisions + 1) * self._task.quantity // self._task.decisions
-            plans = {"twap": shares, "immediate": np.full_like(shares, self._task.quantity)}
-            found = {name: self._of_plan(jnp.asarray(due, jnp.int32)) for name, due in plans.items()}
+            plans = {"twap": Twap(self._task), "immediate": Immediate(self._task)}
+            found = {name: self._of_plan(plan.due) for name, plan in plans.items()}
             found["start"] = self._of_model(self._parts.params)
             self._found = jax.tree.map(np.asarray, found)
         return self._found
@@ -289,7 +297,7 @@ def _told(outcome: Outcome) -> Metrics:
     }
 
 
-def _plain(leaf: Any) -> list[Any]:
+def _listed(leaf: Any) -> list[Any]:
     return [round(float(value), 1) for value in leaf] if leaf.dtype == jnp.float32 else np.asarray(leaf).tolist()
 
 
@@ -339,11 +347,11 @@ def learner_of(header: dict[str, Any], base: Path | None = None) -> Learner[Any]
     Raises:
       UsageError: its settings are none of this job's, or its model is not here any more.
     """
-    parts = parts_of(_config_in(header))
-    params = parts.params
+    config = _config_in(header)
+    params, es = start_of(config)[0], make_strategy(config)
     if base is not None:
         params = jax.tree.map(jnp.asarray, filled(params, load_parameters(base), str(base)))
-    return strategy_learner(parts.es, parts.es.init(params, _config_in(header).seed))
+    return strategy_learner(es, es.init(params, config.seed))
 
 
 def worker_job(welcome: dict[str, Any]) -> Built:

@@ -10,9 +10,9 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float32, Int32, Key
 
-from eggroll.trading.book import NONE, TICK, Book, Message, best, held_of, mid, step
+from eggroll.trading.book import NONE, Book, Message, best, held_of, mid, step
 from eggroll.trading.flow import DRAWS
-from eggroll.trading.messages import CANCEL, DELETE, MARKET
+from eggroll.trading.messages import CANCEL, DELETE, MARKET, TICK
 from eggroll.trading.task import Task as Task
 from eggroll.trading.world import Market, Others, next_message
 
@@ -82,7 +82,7 @@ class Scheduled:
     """
 
     def __init__(self, task: Task, due: ArrayLike) -> None:
-        self._task, self._due = task, jnp.asarray(due, jnp.int32)
+        self._task, self.due = task, jnp.asarray(due, jnp.int32)
 
     def start(self) -> Any:
         """Nothing."""
@@ -95,7 +95,7 @@ class Scheduled:
     def decide(self, memory: Any, book: Book, account: Account, key: Any) -> tuple[Any, Order]:
         """What the plan is behind by."""
         done = self._task.quantity - account.left
-        return memory, Order(jnp.int32(MARKET), jnp.int32(0), self._due[account.decided] - done)
+        return memory, Order(jnp.int32(MARKET), jnp.int32(0), self.due[account.decided] - done)
 
 
 class Twap(Scheduled):
@@ -149,12 +149,14 @@ def task_features(task: Task, book: Book, account: Account) -> Float32[Array, "5
     """The executing part of `world.FEATURES`."""
     drift = (mid(book) - account.arrival) * -task.direction / (64 * TICK)
     drift = jnp.where(account.arrival == 0, 0, jnp.clip(drift, -4, 4))
-    parts = (1.0, account.left / task.quantity, 1 - account.decided / task.decisions, drift, _resting(task, book))
+    parts = (
+        1.0,
+        account.left / task.quantity,
+        1 - account.decided / task.decisions,
+        drift,
+        held_of(book, CHILD) / task.quantity,
+    )
     return jnp.stack([jnp.float32(part) for part in parts])
-
-
-def _resting(task: Task, book: Book) -> Any:
-    return held_of(book, CHILD) / task.quantity
 
 
 def _waited(task: Task, others: Others, market: Market, account: Account, draws: Any) -> Any:

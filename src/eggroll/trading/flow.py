@@ -16,18 +16,17 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float32, Int32, Key
 
-from eggroll.trading.book import CAPACITY, NONE, TICK, Book, Message, empty_book, step
-from eggroll.trading.messages import CANCEL, DELETE, EXECUTE, HIDDEN, LIMIT
+from eggroll.trading.book import CAPACITY, NONE, Book, Message, empty_book, lowest_key, step
+from eggroll.trading.messages import CANCEL, DELETE, EXECUTE, HIDDEN, LIMIT, TICK
 
 KINDS = (LIMIT, DELETE, EXECUTE, HIDDEN)
 """What happens, on the buy side and then on the sell side: eight events."""
 DRAWS = 12
 """Uniform numbers that a message needs."""
-LONGEST_GAP = 2.0
-"""Seconds; what 32 bits of nanoseconds hold. Longer silences are cut to it."""
+LONGEST_GAP = 2_000_000_000
+"""Nanoseconds, which 32 bits hold. Longer silences are cut to it."""
 _FEWEST = 4  # orders of a side below which none is taken away, so that there is always a price
 _SEEDED = 24  # orders of a side at the start
 
@@ -117,9 +116,7 @@ def simulate(
     """
 
     def one(carry: tuple[Book, FlowState], draws: Float32[Array, "12"]) -> tuple[tuple[Book, FlowState], tuple]:
-        book, state = carry
-        state, gap, message = flow_step(flow, state, book, draws)
-        book, _ = step(book, message)
+        (book, state), gap, message = _advanced(flow, *carry, draws)
         return (book, state), (gap, message, book)
 
     return jax.lax.scan(one, (book, state), jax.random.uniform(key, (count, DRAWS)))
@@ -143,11 +140,17 @@ def opened(
     state = state._replace(next_id=jnp.int32(2 * _SEEDED + 1))
 
     def one(carry: tuple[Book, FlowState], draws: Float32[Array, "12"]) -> tuple[tuple[Book, FlowState], None]:
-        book, state = carry
-        state, _, message = flow_step(flow, state, book, draws)
-        return (step(book, message)[0], state), None
+        return _advanced(flow, *carry, draws)[0], None
 
     return jax.lax.scan(one, (book, state), jax.random.uniform(warm, (warm_up, DRAWS)))[0]
+
+
+def _advanced(
+    flow: Flow, book: Book, state: FlowState, draws: Float32[Array, "12"]
+) -> tuple[tuple[Book, FlowState], Int32[Array, ""], Message]:
+    """Book and state after one more message, the gap before it, and the message."""
+    state, gap, message = flow_step(flow, state, book, draws)
+    return (step(book, message)[0], state), gap, message
 
 
 def _gap(
@@ -159,15 +162,14 @@ def _gap(
     reached = 1 + flow.decay * jnp.log(draws[:count]) / jnp.maximum(excitement, 1e-9)
     caused = jnp.where(reached > 0, -jnp.log(jnp.maximum(reached, 1e-30)) / flow.decay, jnp.inf)
     seconds = jnp.minimum(caused.min(), -jnp.log(draws[count]) / flow.base)
-    seconds = jnp.minimum(seconds, LONGEST_GAP)
+    seconds = jnp.minimum(seconds, LONGEST_GAP / 1e9)
     return seconds, excitement * jnp.exp(-flow.decay * seconds)
 
 
 def _hazard(flow: Flow, book: Book) -> Float32[Array, "2 capacity"]:
     """How readily each order is deleted; 0 where there is none of the flow's own."""
     live = (book.size > 0) & (book.order_id >= 0)
-    touch = jnp.where(book.size > 0, book.key, NONE).min(-1, keepdims=True)
-    ticks = jnp.clip((book.key - touch) // TICK, 0, flow.fading.shape[0] - 1)
+    ticks = jnp.clip((book.key - lowest_key(book.key, book.size)[:, None]) // TICK, 0, flow.fading.shape[0] - 1)
     return jnp.where(live, flow.fading[ticks], 0)
 
 
@@ -188,7 +190,7 @@ def _touch(
     Of a side that somebody has emptied it is the usual spread away from the other, and if that is empty too, from the
     book's origin.
     """
-    key = jnp.where(book.size > 0, book.key, NONE).min(-1)
+    key = lowest_key(book.key, book.size)
     touch, other = jnp.where(own, key, 0).sum(), jnp.where(own, 0, key).sum()
     usual = jnp.maximum(jnp.int32(flow.spread), 1)
     spread = jnp.where((touch == NONE) | (other == NONE), usual, (touch + other) // TICK)
@@ -249,8 +251,3 @@ def _inverse(law: Float32[Array, "n"], draw: Float32[Array, "*more"]) -> Int32[A
     """The value whose distribution function passes a draw."""
     law_of_each = law.reshape((1,) * jnp.ndim(draw) + law.shape)
     return jnp.minimum((law_of_each <= jnp.expand_dims(draw, -1)).sum(-1), law.shape[0] - 1)
-
-
-def as_numpy(flow: Flow) -> Flow:
-    """The numbers on the host."""
-    return jax.tree.map(np.asarray, flow)

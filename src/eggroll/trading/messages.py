@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+TICK = 100
+"""Smallest step of a price, in 1/10,000 dollar: a cent."""
 LIMIT = 1
 """A new limit order."""
 CANCEL = 2

@@ -85,7 +85,7 @@ def prepared(config: PretrainConfig) -> tuple[PretrainConfig, Prepared]:
     extra = {"parameters": parameter_count(learner.parameters), "train_messages": len(train.tokens)}
 
     def keep(params: Any, folder: RunFolder) -> None:
-        draw_distributions(config, params, folder.path)
+        draw_distributions(config, model_of(config), params, folder)
 
     return config, Prepared(job, None, _describe(config, learner, train, held_out), keep, lambda: extra)
 
@@ -104,7 +104,7 @@ def streams_of(config: PretrainConfig) -> tuple[Stream, Stream]:
     if config.data:
         parts = [split(day) for day in days_in(config.data)]
         return tuple(recorded_stream([part[i] for part in parts], config.length) for i in (0, 1))  # type: ignore
-    flow, key = calibration_of(config).flow(), jax.random.key(config.seed & 0xFFFFFFFF)
+    flow, key = calibration_of(config.calibration).flow(), jax.random.key(config.seed & 0xFFFFFFFF)
     keys = [jax.random.fold_in(key, name) for name in (_DATA, _HELD_OUT)]
     counts = (config.markets, config.held_out)
     train, held_out = (
@@ -170,37 +170,37 @@ class _Measure:
     """Parameters → perplexities on held-out messages, and on those of a real sample."""
 
     def __init__(self, config: PretrainConfig, held_out: Stream, sample: Stream | None) -> None:
-        self._streams = {"": held_out} | ({} if sample is None else {"sample_": sample})
+        streams = {"": held_out} | ({} if sample is None else {"sample_": sample})
+        self._streams = {prefix: (own, _side_by_side(own, config.length)) for prefix, own in streams.items()}
         self._of = jax.jit(lambda params, stream, places: field_probabilities(params, config, stream, places))
-        self._length, self._batch = config.length, config.batch
+        self._batch = config.batch
 
     def __call__(self, params: Any) -> Metrics:
         found: Metrics = {}
-        for prefix, stream in self._streams.items():
-            fields = self._fields(params, stream)
+        for prefix, (stream, places) in self._streams.items():
+            fields = self._fields(params, stream, places)
             found[f"{prefix}nats_per_message"] = -float(fields.sum())
             for name, parts in TOLD.items():
                 nats = -sum(float(fields[MODELLED.index(part)]) for part in parts)
                 found[f"{prefix}perplexity_{name}"] = float(np.exp(min(nats, 50.0)))
         return found
 
-    def _fields(self, params: Any, stream: Stream) -> np.ndarray:
-        """Mean over messages, by field; stretches side by side, at most so many."""
-        places = _side_by_side(np.asarray(stream.starts), self._length)[:_MOST_WINDOWS]
+    def _fields(self, params: Any, stream: Stream, places: np.ndarray) -> np.ndarray:
+        """Mean over messages, by field, of the stretches that begin at `places`."""
         size = min(self._batch, len(places))
         usable = len(places) // size * size
         batches = [self._of(params, stream, jnp.asarray(part)) for part in places[:usable].reshape(-1, size)]
         return np.mean([np.asarray(batch).mean((0, 1)) for batch in batches], axis=0)
 
 
-def _side_by_side(starts: np.ndarray, length: int) -> np.ndarray:
-    """Of all starts those that do not overlap."""
+def _side_by_side(stream: Stream, length: int) -> np.ndarray:
+    """Of all starts those whose stretches do not overlap, at most so many."""
     chosen, after = [], -1
-    for start in starts:
+    for start in np.asarray(stream.starts).tolist():
         if start >= after:
-            chosen.append(int(start))
+            chosen.append(start)
             after = start + length
-    return np.array(chosen, np.int32)
+    return np.array(chosen[:_MOST_WINDOWS], np.int32)
 
 
 def _messages(config: PretrainConfig) -> int:

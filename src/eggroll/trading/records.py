@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
 from eggroll.core.errors import UsageError
-from eggroll.trading.calibration import DEFAULT, Calibration, calibrated, read_calibration, settled, shape_of
+from eggroll.trading.calibration import Calibration, calibrated, settled, shape_of
 from eggroll.trading.config import CalibrateConfig, GenerateConfig
-from eggroll.trading.data import generated_day, read_pair
+from eggroll.trading.data import calibration_of, generated_day, read_pair
 from eggroll.trading.lobster import Day, write_book, write_messages
 from eggroll.trading.messages import DELETE, EXECUTE, HIDDEN, LIMIT
 
@@ -30,7 +29,7 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
     taken = sorted(config.out.glob("*message*.csv")) if config.out.is_dir() else []
     if taken or config.out.is_file():
         raise UsageError(f"expected --out as a folder without days, got {config.out}; name another")
-    flow = read_calibration(Path(config.calibration) if config.calibration else DEFAULT).flow()
+    flow = calibration_of(config.calibration).flow()
     config.out.mkdir(parents=True, exist_ok=True)
     look: dict[str, Any] = {}
     for number in range(config.days):

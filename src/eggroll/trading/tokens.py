@@ -34,10 +34,8 @@ import numpy as np
 from jaxtyping import Int32, Integer
 
 from eggroll.core.errors import UsageError
-from eggroll.trading.messages import HALT, Messages
+from eggroll.trading.messages import HALT, TICK, Messages
 
-TICK = 100
-"""Units of price, each 1/10,000 dollar, in a tick."""
 LOT = 100
 """Shares."""
 DEEPEST = 8192

@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float32, Int32
 
-from eggroll.trading.book import TICK, Book, Message, best, mid, on_device, step, touch_sizes
-from eggroll.trading.flow import Flow, flow_step
-from eggroll.trading.messages import EXECUTE, MARKET, Messages
+from eggroll.trading.book import Book, Message, best, mid, on_device, step, touch_sizes
+from eggroll.trading.flow import LONGEST_GAP, Flow, flow_step
+from eggroll.trading.messages import EXECUTE, MARKET, TICK, Messages
 from eggroll.trading.tokens import Fields, message_tokens
 
 FEATURES = ("spread", "imbalance", "move", "executes", "left", "time", "drift", "resting")
@@ -62,7 +63,7 @@ def record_of(messages: Messages) -> Recorded:
     """A record as it meets a book in which another trades too.
 
     An execution becomes a market order from the other side, as far as the price at which it was: whoever is first in
-    the queue is served. Gaps over 2 seconds are cut to that.
+    the queue is served. Gaps over `LONGEST_GAP` are cut to that.
     """
     message = on_device(messages)
     executes = message.kind == EXECUTE
@@ -70,7 +71,7 @@ def record_of(messages: Messages) -> Recorded:
         kind=jnp.where(executes, MARKET, message.kind),
         direction=jnp.where(executes, -message.direction, message.direction),
     )
-    gap = np.clip(np.diff(messages.time, prepend=messages.time[:1]), 0, 2_000_000_000)
+    gap = np.clip(np.diff(messages.time, prepend=messages.time[:1]), 0, LONGEST_GAP)
     return Recorded(message, jnp.asarray(gap, jnp.int32))
 
 
@@ -115,3 +116,9 @@ def book_features(book: Book, before: Int32[Array, ""]) -> Float32[Array, "3"]:
     imbalance = (sizes[0] - sizes[1]) / jnp.maximum(sizes.sum(), 1)
     move = jnp.clip((mid(book) - before) / (8 * TICK), -4, 4)
     return jnp.stack([spread, imbalance, move]).astype(jnp.float32)
+
+
+def widened(features: ArrayLike) -> Float32[Array, "*n 8"]:
+    """What the book shows, with zeros for what only one who executes an order sees."""
+    features = jnp.asarray(features)
+    return jnp.pad(features, [(0, 0)] * (features.ndim - 1) + [(0, len(FEATURES) - SEEN)])
