@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 # Workers share what the compiler made.
 PROGRAMS := JAX_COMPILATION_CACHE_DIR=$(abspath $(VENV))/programs JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.2 \
   JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=0
+# pip does not compile ahead, so what is imported keeps its bytecode.
+unexport PYTHONDONTWRITEBYTECODE
 PYTEST = $(PROGRAMS) $(BIN)/python -m pytest -q -n auto --dist worksteal
 DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 

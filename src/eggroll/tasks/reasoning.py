@@ -11,6 +11,7 @@ import functools
 import importlib
 import json
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -151,8 +152,10 @@ def _same(plain: Any, value: Any) -> bool:
 def _configuration(name: str) -> Any:
     """The class of a set's configuration."""
     try:
+        with warnings.catch_warnings():  # a package it needs compares to a literal by "is": seen without bytecode
+            warnings.simplefilter("ignore", SyntaxWarning)
+            importlib.import_module("reasoning_gym")
         factory = importlib.import_module("reasoning_gym.factory")
-        importlib.import_module("reasoning_gym")
     except ModuleNotFoundError:
         raise UsageError(
             f'expected the package reasoning-gym for {name}, got none; pip install "eggroll-es[llm]"'
