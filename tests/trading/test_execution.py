@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eggroll.trading.book import book_of_levels, empty_book, play
+from eggroll.core.errors import UsageError
+from eggroll.trading.book import best, book_of_levels, empty_book, play
 from eggroll.trading.calibration import read_calibration
+from eggroll.trading.data import generated_day, recorded_markets
 from eggroll.trading.execution import CHILD, Account, Immediate, Order, Scheduled, Task, Twap, episode
 from eggroll.trading.flow import opened
 from eggroll.trading.lobster import read_day
@@ -367,6 +369,25 @@ def test_an_episode_against_the_real_sample(shared):
         plain.apply(*sent(row))
     assert int(last.unmatched) == plain.unmatched and place == 0  # it would begin anew
     assert plain_of(last).bids == _renamed(plain.bids, rows) and int(last.dropped) == 0
+
+
+def test_markets_of_several_days_begin_on_each_and_none_runs_over_its_end():
+    flow = read_calibration().flow()
+    days = [generated_day(flow, jax.random.key(number), count, 10) for number, count in ((0, 60), (1, 20), (2, 45))]
+    market, others = recorded_markets(days, 40, 25)  # the second day is too short
+    lengths, places = [60, 20, 45], np.asarray(market.others)
+    begins, room = [0, 60, 80], [35, 0, 20]
+    wanted = [begin + row for begin, own in zip(begins, room, strict=True) for row in range(own)]
+    assert set(places - 1) <= set(wanted) and places[0] == 1 and places[-1] == 80 + 20 and (places > 80).any()
+    rows = np.concatenate([day.book for day in days])
+    books = [jax.tree.map(lambda leaf, number=number: leaf[number], market.book) for number in (0, 20, 39)]
+    for book, place in zip(books, places[[0, 20, 39]], strict=True):
+        assert [int(price) for price in best(book)] == rows[place - 1][0, [2, 0]].tolist()
+    every = np.concatenate([day.messages.price for day in days])
+    sent = [int(others(jnp.int32(place), books[0], None)[2].price) for place in places[[0, 20, 39]]]
+    assert sent == every[places[[0, 20, 39]]].tolist() and sum(lengths) == len(every)
+    with pytest.raises(UsageError, match="expected a record of more than 60 messages for an episode, got 60"):
+        recorded_markets(days, 4, 60)
 
 
 def _renamed(orders, rows):

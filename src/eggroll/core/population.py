@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int, Key
 from eggroll.core.distribution import Plan
 from eggroll.core.draws import draw_noise, perturb
 from eggroll.core.lowrank import apply_perturbed
+from eggroll.core.state import seed_words
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=("value",), meta_fields=())
@@ -60,6 +61,17 @@ def generation_key(seed: Int[Array, " 2"], generation: Int[Array, ""]) -> Key[Ar
     """The random key of a generation, from the two seed words; always Threefry, whatever JAX's default is."""
     words = jax.lax.bitcast_convert_type(seed, jnp.uint32)
     return jax.random.fold_in(jax.random.wrap_key_data(words, impl="threefry2x32"), generation)
+
+
+def key_of(seed: int, purpose: int) -> Key[Array, ""]:
+    """A random key of a run for one purpose of its own; no generation's.
+
+    Args:
+      seed: of the run, in [0, 2⁶⁴).
+      purpose: at least 0.
+    """
+    words = jnp.asarray(seed_words(seed), jnp.int32)
+    return jax.random.fold_in(generation_key(words, jnp.int32(-1)), purpose)
 
 
 def evaluate(

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from eggroll.core.errors import UsageError
+from eggroll.core.population import key_of
 from eggroll.distributed.launch import check_fleet, fleet_for
 from eggroll.distributed.worker import Built
 from eggroll.rl.config import MarlConfig, RlConfig, SearchConfig, for_seed
@@ -19,7 +20,7 @@ from eggroll.rl.parts import Algorithm, answers_for, make_algorithm, make_job, m
 from eggroll.rl.population import range_work, start_shared, statistics_of
 from eggroll.rl.rendering import save_episode
 from eggroll.rl.rollout import record_episode
-from eggroll.rl.strategy import EPISODES, key_of
+from eggroll.rl.strategy import EPISODES
 from eggroll.rl.tune import tune
 from eggroll.runs.environment import peak_memory
 from eggroll.runs.folder import RunFolder, fresh_folder

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from eggroll.core.errors import UsageError
+from eggroll.core.population import key_of
 from eggroll.core.strategy import EvolutionStrategy
 from eggroll.rl.baselines.settings import PpoSettings, ppo_settings
 from eggroll.rl.config import SearchConfig
@@ -23,7 +24,6 @@ from eggroll.rl.strategy import (
     PARAMETERS,
     Setup,
     episodes,
-    key_of,
     make_fitness,
     make_strategy,
     start_parameters,

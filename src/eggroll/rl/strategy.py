@@ -7,14 +7,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
 from eggroll.core.distribution import Distribution, FullRank, LowRank, leaf_paths
 from eggroll.core.errors import UsageError
-from eggroll.core.population import generation_key
-from eggroll.core.state import seed_words
+from eggroll.core.population import key_of
 from eggroll.core.strategy import EvolutionStrategy
 from eggroll.rl.config import SearchConfig
 from eggroll.rl.environments.base import Environment
@@ -66,11 +64,6 @@ def setup(config: SearchConfig) -> Setup:
 def start_parameters(config: SearchConfig, policy: Policy) -> Any:
     """The mean at generation 0."""
     return jax.jit(policy.init)(key_of(config.seed, PARAMETERS))
-
-
-def key_of(seed: int, purpose: int) -> Any:
-    """A typed key of a run for one purpose; no generation's."""
-    return jax.random.fold_in(generation_key(seed_words(seed), jnp.int32(-1)), purpose)
 
 
 def make_strategy(config: SearchConfig, params: Any) -> EvolutionStrategy:

@@ -149,26 +149,36 @@ def generated_day(flow: Flow, key: Key[Array, ""], count: int, depth: int, price
     return Day(Messages(time, *parts), np.where(np.abs(rows) == NONE, np.sign(rows) * MISSING, rows))
 
 
-def recorded_markets(day: Day, count: int, least: int) -> tuple[Market, Any]:
+def recorded_markets(days: list[Day], count: int, least: int) -> tuple[Market, Any]:
     """Places in a record at which to begin, each with its book, and the flow that goes on from there.
 
     Args:
-      count: places, evenly spaced.
-      least: messages that must follow.
+      count: places, evenly spaced over all days.
+      least: messages that must follow on the same day.
     Raises:
-      UsageError: the record is shorter.
+      UsageError: no day is so long.
     """
-    assert day.book is not None
-    last = length(day.messages) - least
-    if last < 1:
+    room = np.array([max(length(day.messages) - least, 0) for day in days], int)
+    if not room.any():
+        longest = max((length(day.messages) for day in days), default=0)
         raise UsageError(
-            f"expected a record of more than {least} messages for an episode, got {length(day.messages)}; give a "
-            "longer one, or fewer --decisions or a smaller --interval"
+            f"expected a record of more than {least} messages for an episode, got {longest}; give a longer one, or "
+            "fewer --decisions or a smaller --interval"
         )
-    places = np.linspace(0, last - 1, count).astype(int)
-    books = [book_of_levels(day.book[place]) for place in places]
+    numbers, ends = np.linspace(0, room.sum() - 1, count).astype(int), np.cumsum(room)
+    which = np.searchsorted(ends, numbers, side="right")
+    rows = numbers - (ends - room)[which]
+    books = [book_of_levels(_rows(days[day])[row]) for day, row in zip(which, rows, strict=True)]
+    begins = np.cumsum([0, *(length(day.messages) for day in days)])[:-1]
+    record = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *(record_of(day.messages) for day in days))
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *books)
-    return Market(stacked, jnp.asarray(places + 1, jnp.int32)), replayed(record_of(day.messages))
+    return Market(stacked, jnp.asarray(begins[which] + rows + 1, jnp.int32)), replayed(record)
+
+
+def _rows(day: Day) -> Int64[np.ndarray, "n levels 4"]:
+    """The book of a day that has one."""
+    assert day.book is not None
+    return day.book
 
 
 def _in_a_row(tokens: list[Any], features: list[Any], length: int) -> Stream:

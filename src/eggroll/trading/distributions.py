@@ -110,8 +110,8 @@ def _moved(book: Book, message: Message) -> tuple[Message, Any]:
 def _markets(config: PretrainConfig) -> tuple[Others, Market]:
     """Held-out books to go on from."""
     if config.data:
-        day = split(days_in(config.data)[0])[1]
-        markets, others = recorded_markets(day, _BOOKS, _READ + 1)
+        held_out = [split(day)[1] for day in days_in(config.data)]
+        markets, others = recorded_markets(held_out, _BOOKS, _READ + 1)
         return others, markets
     flow = calibration_of(config.calibration).flow()
     keys = jax.random.split(jax.random.key(_SEED + 1), _BOOKS)

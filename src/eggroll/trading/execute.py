@@ -17,6 +17,7 @@ from eggroll.core.adapters import add_lora, merge_lora, with_lora
 from eggroll.core.distribution import LowRank
 from eggroll.core.errors import UsageError
 from eggroll.core.fitness import centred_rank
+from eggroll.core.population import key_of
 from eggroll.core.state import State, seed_words
 from eggroll.core.strategy import EvolutionStrategy
 from eggroll.distributed.running import Prepared, carried_out
@@ -158,8 +159,7 @@ def start_of(config: ExecuteConfig) -> tuple[Any, ModelConfig]:
       UsageError: it is no model of messages.
     """
     base, model = load_model(Path(config.model))
-    key = jax.random.fold_in(jax.random.key(config.seed & 0xFFFFFFFF), _ADAPTERS)
-    return add_lora(base, key, targets=ADAPTED, rank=config.lora_rank), model
+    return add_lora(base, key_of(config.seed, _ADAPTERS), targets=ADAPTED, rank=config.lora_rank), model
 
 
 def world_of(config: ExecuteConfig) -> World:
@@ -169,14 +169,14 @@ def world_of(config: ExecuteConfig) -> World:
       UsageError: the folder of recorded days, or the calibration, cannot be used.
     """
     if config.data:
-        parts = split(days_in(config.data)[0])
+        parts = [split(day) for day in days_in(config.data)]
         (train, others), (held_out, after) = (
-            recorded_markets(part, config.markets, config.task.messages) for part in parts
+            recorded_markets([part[i] for part in parts], config.markets, config.task.messages) for i in (0, 1)
         )
         return World(others, train, held_out, after)
-    flow, key = calibration_of(config.calibration).flow(), jax.random.key(config.seed & 0xFFFFFFFF)
+    flow = calibration_of(config.calibration).flow()
     opened = jax.jit(jax.vmap(lambda key: generated_market(flow, key, OPENING)))
-    keys = (jax.random.split(jax.random.fold_in(key, name), config.markets) for name in (_TRAIN, _HELD_OUT))
+    keys = (jax.random.split(key_of(config.seed, name), config.markets) for name in (_TRAIN, _HELD_OUT))
     others = generated(flow)
     train, held_out = (opened(own) for own in keys)
     return World(others, train, held_out, others)
@@ -224,9 +224,8 @@ class Comparison:
 
     def __init__(self, config: ExecuteConfig, parts: Parts) -> None:
         self._config, self._parts = config, parts
-        key = jax.random.fold_in(jax.random.key(config.seed & 0xFFFFFFFF), _EPISODES)
         count = config.validation_episodes
-        self._keys = jax.random.split(key, count)
+        self._keys = jax.random.split(key_of(config.seed, _EPISODES), count)
         numbers = jnp.arange(count) % config.markets
         self._markets = jax.tree.map(lambda leaf: leaf[numbers], parts.world.held_out)
         self._of_model = jax.jit(lambda params: self._run(self._trader(params)))

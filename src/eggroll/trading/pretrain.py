@@ -14,6 +14,7 @@ import optax
 from jaxtyping import Array, Float32, Int32
 
 from eggroll.core.errors import UsageError
+from eggroll.core.population import key_of
 from eggroll.distributed.running import Prepared, carried_out
 from eggroll.distributed.worker import Built
 from eggroll.runs.folder import RunFolder
@@ -104,8 +105,8 @@ def streams_of(config: PretrainConfig) -> tuple[Stream, Stream]:
     if config.data:
         parts = [split(day) for day in days_in(config.data)]
         return tuple(recorded_stream([part[i] for part in parts], config.length) for i in (0, 1))  # type: ignore
-    flow, key = calibration_of(config.calibration).flow(), jax.random.key(config.seed & 0xFFFFFFFF)
-    keys = [jax.random.fold_in(key, name) for name in (_DATA, _HELD_OUT)]
+    flow = calibration_of(config.calibration).flow()
+    keys = [key_of(config.seed, name) for name in (_DATA, _HELD_OUT)]
     counts = (config.markets, config.held_out)
     train, held_out = (
         generated_stream(flow, own, count, config.market_messages, config.length)
@@ -116,15 +117,14 @@ def streams_of(config: PretrainConfig) -> tuple[Stream, Stream]:
 
 def learner_for(config: PretrainConfig, train: Stream) -> Learner[Any]:
     """Start and update, which needs no weights: its journal's frames hold a zero."""
-    key = jax.random.key(config.seed & 0xFFFFFFFF)
-    params = init_model(jax.random.fold_in(key, _START), model_of(config))
+    params, steps = init_model(key_of(config.seed, _START), model_of(config)), key_of(config.seed, _STEPS)
     seen = params["observe"]["kernel"]
     params["observe"]["kernel"] = seen.at[SEEN:].set(0)  # what no message shows must not disturb who will see it
     optimizer = optimizer_of(config)
 
     @jax.jit
     def step(params: Any, state: Any, generation: Any) -> Any:
-        own = jax.random.fold_in(jax.random.fold_in(key, _STEPS), generation)
+        own = jax.random.fold_in(steps, generation)
         places = train.starts[jax.random.randint(own, (config.batch,), 0, train.starts.shape[0])]
         value, gradient = jax.value_and_grad(loss)(params, config, train, places)
         updates, state = optimizer.update(gradient, state, params)
