@@ -13,7 +13,7 @@ from eggroll.runs import snapshots
 from eggroll.runs.environment import environment
 from eggroll.runs.folder import RunFolder
 from eggroll.runs.trees import as_arrays
-from eggroll.trading import execute, pretrain
+from eggroll.trading import distributions, execute, pretrain
 from eggroll.trading.config import ExecuteConfig, PretrainConfig
 from eggroll.trading.lobster import read_book, read_messages
 from tests import compiled
@@ -37,6 +37,8 @@ def folder(tmp_path_factory):
     place = tmp_path_factory.mktemp("trade")
     with compiled.kept_in(tmp_path_factory.mktemp("programs")), pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
+        patch.setattr(distributions, "_BOOKS", 4)
+        patch.setattr(distributions, "_MESSAGES", 100)
         assert cli.main(["trade", "pretrain", "--run-dir=model", *MODEL]) == 0
         yield place
 
