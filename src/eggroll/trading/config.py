@@ -87,7 +87,7 @@ class ExecuteConfig(EvolutionSettings, MarketSettings):
     """Of the draw of price and size; 0: the likeliest, which few perturbations change."""
     episodes: int = 8
     """Episodes of a member in a generation, the same ones for all."""
-    risk_aversion: float = 2.0
+    risk_aversion: float = 1.0
     """Dollars of mean PnL that a dollar of its deviation over a member's episodes outweighs; 0: each episode counts by
     the rank of its PnL."""
     lora_rank: int = 4
