@@ -190,7 +190,7 @@ def test_a_failing_trial_is_recorded_and_the_queue_goes_on(tmp_path, monkeypatch
         refused = lambda config, number: drawn(config, number) | ({"sigma": -1.0} if number == 1 else {})
         monkeypatch.setattr("eggroll.rl.tune.draw", refused)
     summary, status = made(home, Fake(value), lines=lines)
-    said = "expected --sigma > 0, got -1.0; change it"
+    said = "expected --sigma > 0 and finite, got -1.0; change it"
     said = "expected better settings, got these; draw others" if where == "run" else said
     assert status == 0 and (summary["trials_finished"], summary["trials_failed"]) == (2, 1)
     row = rows_in(home)[1]

@@ -12,6 +12,7 @@ from eggroll._version import __version__
 from eggroll.cli import commands
 from eggroll.cli.arguments import ray_named
 from eggroll.cli.commands import say
+from eggroll.cli.interrupts import interrupts_between_imports
 from eggroll.cli.jobs import COMPARISONS, LEARNERS, extras_of
 from eggroll.cli.parsing import nearest, parse
 from eggroll.core.errors import UsageError
@@ -61,9 +62,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     name, function = _chosen(given)
     try:
-        _print_whatever_comes()
-        status = function(given[1:])
-        sys.stdout.flush()
+        with interrupts_between_imports():
+            _print_whatever_comes()
+            status = function(given[1:])
+            sys.stdout.flush()
     except UsageError as error:
         say(f"{name}: {error}")
         return STATUS_BAD_INPUT
@@ -82,7 +84,7 @@ def _chosen(given: Sequence[str]) -> tuple[str, Callable[[Sequence[str]], int]]:
     first = given[0] if given else ""
     if first in COMMANDS:
         return f"eggroll {first}", COMMANDS[first]
-    if first in ("", "-h", "--help"):
+    if first in ("", "-h", "--help", "help"):
         return "eggroll", _help if given else _help_for_nothing
     return "eggroll", _version if first == "--version" else functools.partial(_refuse, first)
 
@@ -124,29 +126,18 @@ def _ended_by(name: str, stop: SystemExit) -> int:
 
 def _failed(name: str, error: Exception) -> int:
     """One line for what a person can mend; any other exception is raised again."""
-    from eggroll.cli.faults import line_for
+    from eggroll.cli.faults import comes_of_printing, line_for
 
-    if _nobody_reads():
+    if comes_of_printing(error):
+        with contextlib.suppress(OSError, ValueError):  # what is left is thrown away, lest Python complain at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
             return STATUS_NOBODY_READS
-        line: str | None = f"expected to write the output, got {getattr(error, 'strerror', None) or error}; mend that"
-    else:
-        line = line_for(error)
+    line = line_for(error)
     if line is None:
         raise error
     say(f"{name}: {line}")
     return STATUS_BAD_INPUT
-
-
-def _nobody_reads() -> bool:
-    """Whether standard output takes nothing any more; what is left is then thrown away, lest Python complain."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
 
 
 def _print_whatever_comes() -> None:

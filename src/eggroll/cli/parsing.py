@@ -48,10 +48,10 @@ def parse(kind: Callable[..., Any], command: str, arguments: Sequence[str], **op
         raise _usage_error_behind() or UsageError(_complaint(box.getvalue(), flags, command, given)) from None
 
 
-def nearest(word: str, words: Iterable[str]) -> str:
+def nearest(word: str, words: Iterable[str], cutoff: float = 0.6) -> str:
     """ "did you mean …? " where some are near, else nothing; dashes do not count."""
     names = {name.lstrip("-"): name for name in words}
-    near = difflib.get_close_matches(word.lstrip("-"), names, n=2, cutoff=0.7)
+    near = difflib.get_close_matches(word.lstrip("-"), names, n=2, cutoff=cutoff)
     return f"did you mean {' or '.join(names[name] for name in near)}? " if near else ""
 
 
@@ -83,15 +83,16 @@ def _complaint(box: str, flags: Sequence[Flag], command: str, arguments: Sequenc
     names = [name for name in map(_flag_name, arguments) if name]
     unknown = next((name for name in names if name not in known), None)
     if unknown:
-        return f"expected a flag of eggroll {command}, got {unknown}; {nearest(unknown, known)}{more}"
+        return f"expected a flag of eggroll {command}, got {unknown}; {nearest(unknown, known, 0.7)}{more}"
     text = _text_of(box)
     if text.startswith("Unrecognized options: "):
         words = text.removeprefix("Unrecognized options: ")
         return f"expected no further word, got {words}; eggroll {command} --help tells its flags"
-    wrong = re.match(r"Error parsing (\S+):", text)
+    wrong = re.search(r"(?:Error parsing |for argument ')(--[\w-]+)", text)
     if wrong and wrong[1] in known:
-        value = _last_value(arguments, wrong[1])
-        return f"expected {known[wrong[1]].expected}, got {value!r}; eggroll {command} --help tells its flags"
+        got = _last_value(arguments, wrong[1])
+        shown = repr(got) if got else "nothing"
+        return f"expected {known[wrong[1]].expected}, got {shown}; eggroll {command} --help tells its flags"
     needed = [flag for flag in flags if flag.default is None and not _is_given(flag, names)]
     if "issing" in text[:40] and needed:
         listed = " and ".join(f"{flag.names[0]} ({flag.help.rstrip('.')})" for flag in needed)

@@ -19,6 +19,7 @@ from eggroll.bench import policy
 from eggroll.core import memory
 from eggroll.core.distribution import LowRank, make_plan
 from eggroll.core.population import Setting, evaluate
+from eggroll.pretrain.config import MOST_MEMBERS as MOST_INTEGER_MEMBERS
 from eggroll.pretrain.config import preset
 from eggroll.pretrain.population import chunk_pairs
 
@@ -29,8 +30,6 @@ COPIES_OF_WEIGHTS = 7
 """Old weights and new ones, two moments of Adam, old and new, and the gradient."""
 MOST_MEMBERS = 2**31 - 2
 """Members are numbered in int32."""
-MOST_INTEGER_MEMBERS = 2**26
-"""Of rank 1; their sums then stay exact."""
 _MANY_PAIRS = 2**30
 
 

@@ -27,9 +27,10 @@ def memory_of(config: Mapping[str, Any]) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         sizes = [f"{name} {config[name]}" for name in ("chunk_size", "population_size") if config.get(name)]
+        what, said = " and ".join(sizes) or "a generation", reason(error).rstrip(".")
         raise RunError(
-            f"expected memory for {' and '.join(sizes) or 'a generation'}, got {reason(error)}; lower chunk_size "
-            "(--chunk-size, members at a time), or population_size (--population-size)"
+            f"expected memory for {what}, got {said}; lower chunk_size (--chunk-size, members at a time), or "
+            "population_size (--population-size)"
         ) from error
 
 
