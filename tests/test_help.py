@@ -1,6 +1,7 @@
 """`--help` of every command: it fits the screen, and every flag stands in a group with its text and its default."""
 
 import dataclasses
+import functools
 import re
 
 import pytest
@@ -9,7 +10,6 @@ from eggroll import cli
 from eggroll.cli import help as help_module
 from eggroll.cli.flags import flags_of
 from eggroll.cli.groups import GROUPS, group_of, is_shown
-from eggroll.runs.evolution import EvolutionSettings
 from eggroll.runs.settings import NOT_RECORDED
 
 SECOND = {
@@ -32,17 +32,14 @@ NEEDED = {
 COMMANDS = [f"{name} {word}".strip() for name in cli.COMMANDS for word in SECOND.get(name, ("",))]
 
 
-@pytest.fixture(scope="module")
-def kinds():
-    """Command → its configuration and the defaults that it shows."""
-    found = {}
+@functools.cache
+def kind_of(command):
+    """The configuration of a command, and the defaults that its help shows."""
+    found = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            help_module, "command_help", lambda command, kind, default: found.update({command: (kind, default)})
-        )
-        for command in COMMANDS:
-            assert cli.main([*command.split(), "--help"]) == 0
-    return found
+        patch.setattr(help_module, "command_help", lambda command, *shown: found.append(shown) or "")
+        assert cli.main([*command.split(), "--help"]) == 0
+    return found[0]
 
 
 def rows_of(text):
@@ -59,8 +56,8 @@ def rows_of(text):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_flag_is_grouped_and_told(command, kinds):
-    kind, default = kinds[command]
+def test_every_flag_is_grouped_and_told(command):
+    kind, default = kind_of(command)
     flags = {flag.field: flag for flag in flags_of(kind, default)}
     rows = rows_of(help_module.command_help(command, kind, default, width=80))
     assert list(rows) == [name for name in GROUPS if name in rows]  # in this order
@@ -78,8 +75,8 @@ def test_every_flag_is_grouped_and_told(command, kinds):
 
 @pytest.mark.parametrize("width", [60, 80, 120])
 @pytest.mark.parametrize("command", COMMANDS)
-def test_no_line_is_longer_than_the_screen(command, width, kinds):
-    text = help_module.command_help(command, *kinds[command], width=width)
+def test_no_line_is_longer_than_the_screen(command, width):
+    text = help_module.command_help(command, *kind_of(command), width=width)
     assert max(map(len, text.splitlines())) <= width
     said = re.sub(r"'\{.*?\}'|default: \{\}", "", " ".join(text.split()))  # JSON alone has braces
     assert not re.search(r"None|[{}]|\[\[", said)
@@ -107,13 +104,12 @@ def test_every_command_is_in_a_section():
     assert sorted(name for names in cli.SECTIONS.values() for name in names) == sorted(cli.COMMANDS)
 
 
-def test_settings_of_a_class_stand_together(kinds):
+def test_settings_of_a_class_stand_together():
     """What says where a run goes, and on which machines, is in the same place in every job."""
-    for command, (kind, default) in kinds.items():
-        if issubclass(kind, EvolutionSettings):
-            groups = {flag.field: group_of(command, flag.field) for flag in flags_of(kind, default)}
-            assert {groups[name] for name in NOT_RECORDED if name in groups} <= {"run", "hardware", "algorithm"}
-            assert groups["sigma"] == groups["population_size"] == groups["learning_rate"] == "algorithm"
+    for command in ("rl", "marl", "finetune", "trade execute"):
+        groups = {flag.field: group_of(command, flag.field) for flag in flags_of(*kind_of(command))}
+        assert {groups[name] for name in NOT_RECORDED if name in groups} <= {"run", "hardware", "algorithm"}
+        assert groups["sigma"] == groups["population_size"] == groups["learning_rate"] == "algorithm"
 
 
 def test_no_flag_is_listed_twice():
@@ -123,7 +119,7 @@ def test_no_flag_is_listed_twice():
     assert len(names) == len(set(names))
 
 
-def test_defaults_are_those_of_the_preset(kinds, capsys):
+def test_defaults_are_those_of_the_preset(capsys):
     assert cli.main(["pretrain", "--preset", "paper", "--help"]) == 0
     rows = {row.split()[0]: row for own in rows_of(capsys.readouterr().out).values() for row in own}
     wanted = {"preset": "paper", "layers": "6", "width": "256", "population-size": "1048576", "target": None}
@@ -167,9 +163,9 @@ def test_none_may_be_typed_as_help_says(given, kept, joined):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_what_help_shows_can_be_given(command, kinds):
+def test_what_help_shows_can_be_given(command):
     """All flags together, with the defaults that are shown, are the defaults."""
-    kind, default = kinds[command]
+    kind, default = kind_of(command)
     needed, options = NEEDED.get(command, ()), {} if default is None else {"default": default}
     flags = [flag for flag in flags_of(kind, default) if not flag.positional and is_shown(command, flag)]
     given = [flag for flag in flags if flag.value and flag.default not in (None, "none")]

@@ -67,7 +67,7 @@ def noise_is_the_same() -> str:
     def drawn(seed: Any, generation: Any, pairs: Any, elements: Any) -> Any:
         streams = [(noise.leaf_id(PATH), factor) for factor in (noise.FACTOR_A, noise.FACTOR_B)]
         first, second = stream_keys(streams, seed=seed, generation=generation, pairs=pairs)
-        bits = noise.element_bits((first[..., None], second[..., None]), elements)
+        bits = noise.element_bits((first[..., None], second[..., None]), elements.reshape(1, 1, -1))
         return {law: noise.law(law).integer(jnp, bits) for law in LATTICES}
 
     words = jnp.asarray(noise.seed_words(SEED), jnp.int32)
@@ -83,7 +83,7 @@ def noise_is_the_same() -> str:
 
 
 def _fitness(params: Any, key: Any, x: Any) -> Any:
-    hidden = jnp.tanh(x @ params["w1"] + params["b1"])
+    hidden = jnp.tanh(x @ params["w1"] + params["b1"][None])
     return jnp.tanh(hidden @ params["w2"]).sum()
 
 

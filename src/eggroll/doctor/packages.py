@@ -139,7 +139,7 @@ def _requirement(line: str, extra: str) -> Requirement:
 def _is_found(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
-    except (ImportError, ValueError, AttributeError):
+    except Exception:  # whatever a broken package, or a finder, does
         return False
 
 
