@@ -43,8 +43,11 @@ def check_fitness(evaluated: Evaluated, generation: int) -> None:
     mean = evaluated.metrics.get("fitness_mean")
     if not isinstance(mean, float) or not math.isnan(mean) or evaluated.lost:
         return
-    mend = "call fitness for one member and see why" if generation == 0 else "lower sigma or the learning rate"
+    mend = (
+        "call fitness for one member to see why"
+        if generation == 0
+        else "see when it began, lower sigma or the learning rate"
+    )
     raise RunError(
-        f"expected a finite fitness of some member, got NaN or infinity of all in generation {generation}; {mend}, "
-        "then start anew"
+        f"expected a finite fitness of some member, got NaN or infinity of all in generation {generation}; {mend}"
     )
