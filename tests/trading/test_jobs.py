@@ -141,7 +141,7 @@ def test_generated_days_are_lobsters_and_data_to_learn_and_trade_from(capsys):
 @pytest.mark.parametrize(
     ("flags", "complaint"),
     [
-        ([], "expected eggroll trade with one of pretrain, execute, generate, calibrate, got nothing"),
+        ([], "expected what to do among pretrain, execute, generate, calibrate, got nothing"),
         (["sell"], "got sell"),
         (["execute"], "expected --model as the run folder of eggroll trade pretrain, got none"),
         (["execute", "--model=nothing"], "expected the folder of a run or of a snapshot"),
