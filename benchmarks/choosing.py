@@ -12,7 +12,6 @@ machine changes nothing of what is learned. Times are ratios, taken by turns in 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import functools
 import json
 import math
@@ -268,7 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--budget", type=float, default=1.0, help="share of the evaluations, to try the code")
     options = parser.parse_args(arguments)
     if options.what == "run":
-        run(options.out, options.tasks, dataclasses.replace(Scale(), seeds=options.seeds, share_of_budget=options.budget))
+        run(options.out, options.tasks, Scale(options.seeds, options.budget))
         return
     from choosing_figures import draw, tables
 
