@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -71,3 +74,20 @@ def test_the_output_of_a_page_is_compared(tmp_path: Path, monkeypatch: pytest.Mo
         else:
             with pytest.raises(AssertionError, match=r"page.md:4 prints"):
                 guide.run("page.md")
+
+
+def notebooks() -> list[Path]:
+    return sorted((guide.ROOT / "docs/notebooks").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("path", notebooks(), ids=lambda path: path.stem)
+def test_notebooks_are_light_and_need_what_the_package_brings(path: Path) -> None:
+    """They run in `make notebooks`; here: no outputs, and no import but of the package and what it installs."""
+    assert path.stat().st_size < 20_000
+    cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+    assert cells and not any(cell["outputs"] or cell["execution_count"] for cell in cells)
+    tree = ast.parse("\n".join("".join(cell["source"]) for cell in cells))
+    names = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
+    brought = {"eggroll", "jax", "matplotlib", "numpy", "optax", *sys.stdlib_module_names}
+    assert {name.partition(".")[0] for name in names} <= brought
