@@ -62,7 +62,7 @@ def sigma_and_rate(tasks: dict[str, Any]) -> Any:
         low, high = np.nanmin(found), np.nanmax(found)
         for (row, column), value in np.ndenumerate(found):
             dark = value < low + 0.6 * (high - low)
-            text = f"{value:.2f}" if high <= 1 else f"{value:.0f}"
+            text = f"{value:.2f}" if 0 <= low <= high <= 1 else f"{value:.0f}"
             axis.text(column, row, text, ha="center", va="center", fontsize=8, color="white" if dark else BLACK)
         axis.set_xticks(range(len(rates)), [f"{rate:g}" for rate in rates])
         axis.set_yticks(range(len(sigmas)), [f"{sigma:g}" for sigma in sigmas])
@@ -112,12 +112,13 @@ def groups(tasks: dict[str, Any]) -> Any:
         own = sorted(task["share"], key=lambda point: point["share"])
         bars(axes[1][column], [point["share"] for point in own], own, color=colour, marker=mark)
         what = {"digits": "digits", "pendulum": "episodes"}[name]
-        finish(axes[1][column], f"{name}: members × {what} fixed", f"{what} of a member", task["goal"], legend=None)
+        title = f"{name}: the same number of {what} in a generation"
+        finish(axes[1][column], title, f"{what} of a member × members", task["goal"], legend=None)
         for axis, places in zip(axes[:, column], ("group", "share"), strict=True):
             axis.set_xscale("log", base=2)
             whole_ticks(axis, sorted({point[places] for point in task[places]}))
         axes[1][column].set_xticks(
-            [point["share"] for point in own], [f"{point['share']}\n({point['population']:,} members)" for point in own]
+            [point["share"] for point in own], [f"{point['share']} × {point['population']:,}" for point in own]
         )
     return figure
 
