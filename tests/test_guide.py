@@ -1,4 +1,4 @@
-"""The documentation's code runs and prints what it says; its commands and their flags exist; its links lead somewhere."""
+"""The documentation's code runs and prints what it says; its commands and flags exist; its links lead somewhere."""
 
 from __future__ import annotations
 
