@@ -15,7 +15,7 @@ from tests import guide
 
 RUN = ["README.md", "docs/start.md", "docs/your-model.md", "docs/your-fitness.md", "docs/choosing.md"]
 PAGES = [*RUN, "CONTRIBUTING.md", "benchmarks/choosing.md"]
-ELSEWHERE = {"docs/pretrain.md", "docs/journal.md"}
+ELSEWHERE = {f"docs/{name}.md" for name in ("pretrain", "journal", "how-it-works", "paper", "coming-from")}
 """Pages that another part of the project brings."""
 
 
