@@ -149,11 +149,11 @@ def book(arguments: argparse.Namespace) -> None:
 
 
 def train(arguments: argparse.Namespace) -> None:
-    """Pretrain and fine-tune, seed by seed, each for as long as asked at most."""
+    """Pretrain and fine-tune with the settings that there are, seed by seed."""
     for seed in range(arguments.seeds):
         model, place = (arguments.home / f"{name}-{seed}" for name in ("model", "execute"))
         pretrain = ["pretrain", "--run-dir", str(model), *(["--sample", arguments.sample] if arguments.sample else [])]
-        most = ["--max-seconds", str(arguments.seconds), "--generations", "10000"]
+        most = ["--max-seconds", str(arguments.seconds)]
         for folder, command in ((model, pretrain), (place, ["execute", "--model", str(model), *most])):
             if not (folder / "summary.json").exists():
                 own = [sys.executable, "-m", "eggroll", "trade", command[0], "--run-dir", str(folder), *command[1:]]
@@ -235,7 +235,7 @@ def main() -> None:
         command = commands.add_parser(name, help=run.__doc__)
         command.add_argument("--home", type=Path, default=ROOT / "runs" / "trading-benchmark")
         command.add_argument("--seeds", type=int, default=3)
-        command.add_argument("--seconds", type=float, default=600.0, help="of fine-tuning, each seed")
+        command.add_argument("--seconds", type=float, default=1200.0, help="of fine-tuning, each seed, at most")
         command.add_argument("--sample", default="", help="LOBSTER message file, for perplexity apart")
         command.set_defaults(run=run)
     arguments = parser.parse_args()

@@ -23,6 +23,7 @@ from tests.distributed.processes import (
     two_hosts,
     wait_for_generation,
 )
+from tests.heavy import heavy_but
 
 LINE = r"eggroll pretrain: expected [^\n]+; [^\n]+\n"
 
@@ -86,16 +87,18 @@ def test_two_processes_leave_what_one_does(processes, whole):
     assert "coordinator" not in RunFolder.open(run).read_json("config.json")
 
 
-def test_lost_processes_and_going_on(processes, whole):
+STRIKES = {
+    "killed, first": (lambda process: stopped(process, signal.SIGKILL), 0, 5, "connection closed"),
+    "killed, second": (lambda process: stopped(process, signal.SIGKILL), 1, 5, "connection closed"),
+    "frozen": (frozen, 1, 8, "3 seconds of silence"),
+}
+
+
+@pytest.mark.parametrize("strikes", heavy_but([("killed, first",)], [("killed, first",), tuple(STRIKES)]), ids=len)
+def test_lost_processes_and_going_on(processes, whole, strikes):
     """One after the other: killed, frozen, asked to stop; then one process goes on alone."""
     run, flags = processes.folder / "run", SETTINGS
-    for end, (strike, who, within, why) in enumerate(
-        [
-            (lambda process: stopped(process, signal.SIGKILL), 1, 5, "connection closed"),
-            (lambda process: stopped(process, signal.SIGKILL), 0, 5, "connection closed"),
-            (frozen, 1, 8, "3 seconds of silence"),
-        ]
-    ):
+    for end, (strike, who, within, why) in enumerate(STRIKES[name] for name in strikes):
         pair = processes.pair("run", *flags)
         wait_for_generation(run, 50 * end + 30, pair)
         since = strike(pair[who])
@@ -106,7 +109,7 @@ def test_lost_processes_and_going_on(processes, whole):
         pair[who].kill()
         flags = ("--resume",)
     pair = processes.pair("run", *flags)
-    wait_for_generation(run, 180, pair)
+    wait_for_generation(run, 50 * len(strikes) + 30, pair)
     pair[1].send_signal(signal.SIGTERM)
     first, second = map(ended, pair)
     assert first[0] == second[0] == 130 and second[1:] == ("", "")

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from eggroll.core.errors import UsageError
@@ -218,6 +218,7 @@ def _decided(trader, number, left):
 
 @settings(deadline=None, max_examples=100)
 @given(seeds, sides, scripts)
+@example(251923, "sell", [(1, 1998, 11), (1, 1980, 0), (1, 1998, 14), (1, 1998, 16)])  # fills it, and its rest drops
 def test_resting_orders_come_to_what_the_reference_says(seed, side, script):
     book, rows = market_of(seed)
     found = run(side, "scripted", Market(book, jnp.int32(0)), recorded(rows), orders_of(script))

@@ -13,7 +13,7 @@ from eggroll.runs import snapshots
 from eggroll.runs.environment import environment
 from eggroll.runs.folder import RunFolder
 from eggroll.runs.trees import as_arrays
-from eggroll.trading import execute, pretrain
+from eggroll.trading import distributions, execute, pretrain
 from eggroll.trading.config import ExecuteConfig, PretrainConfig
 from eggroll.trading.lobster import read_book, read_messages
 from tests import compiled
@@ -37,6 +37,8 @@ def folder(tmp_path_factory):
     place = tmp_path_factory.mktemp("trade")
     with compiled.kept_in(tmp_path_factory.mktemp("programs")), pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
+        patch.setattr(distributions, "_BOOKS", 8)
+        patch.setattr(distributions, "_MESSAGES", 250)
         assert cli.main(["trade", "pretrain", "--run-dir=model", *MODEL]) == 0
         yield place
 
@@ -121,7 +123,7 @@ def test_a_journal_makes_its_learner():
     assert learner.settings == made.job.learner.settings
 
 
-def test_generated_days_are_lobsters_and_data_to_learn_and_trade_from(capsys):
+def test_generated_days_are_lobsters(capsys):
     assert cli.main(["trade", "generate", "--out=days", "--days=2", "--messages=400"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["messages"] == 800 and told["mean_spread"] > 1
@@ -130,10 +132,17 @@ def test_generated_days_are_lobsters_and_data_to_learn_and_trade_from(capsys):
     assert len(read_messages(Path("days") / names[0]).time) == len(read_book(Path("days") / names[1])) == 400
     assert cli.main(["trade", "generate", "--out=days"]) == 2
     assert "expected --out as a folder without days, got days" in capsys.readouterr().err
-    sample = f"--sample=days/{names[0]}"
-    assert cli.main(["trade", "pretrain", "--data=days", "--run-dir=of-days", sample, *MODEL, "--generations=1"]) == 0
+
+
+@pytest.mark.heavy
+def test_generated_days_are_data_to_learn_and_trade_from(capsys):
+    assert cli.main(["trade", "generate", "--out=more-days", "--days=2", "--messages=400"]) == 0
+    sample = "--sample=more-days/generated_0_message_10.csv"
+    assert (
+        cli.main(["trade", "pretrain", "--data=more-days", "--run-dir=of-days", sample, *MODEL, "--generations=1"]) == 0
+    )
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["sample_nats_per_message"] > 0
-    flags = [*EXECUTE, "--data=days", "--generations=1"]
+    flags = [*EXECUTE, "--data=more-days", "--generations=1"]
     assert cli.main(["trade", "execute", "--run-dir=on-days", *flags]) == 0
     assert np.isfinite(json.loads(capsys.readouterr().out.splitlines()[-1])["pnl"])
 

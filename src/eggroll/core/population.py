@@ -70,8 +70,7 @@ def key_of(seed: int, purpose: int) -> Key[Array, ""]:
       seed: of the run, in [0, 2⁶⁴).
       purpose: at least 0.
     """
-    words = jnp.asarray(seed_words(seed), jnp.int32)
-    return jax.random.fold_in(generation_key(words, jnp.int32(-1)), purpose)
+    return jax.random.fold_in(generation_key(seed_words(seed), jnp.int32(-1)), purpose)
 
 
 def evaluate(

@@ -117,7 +117,7 @@ class Reasoning:
 
 def prepare() -> None:
     """Loads what `score` needs, once for all servers of the scoring process."""
-    importlib.import_module("reasoning_gym")
+    _gym()
 
 
 def score(request: list[Any]) -> float:
@@ -149,12 +149,17 @@ def _same(plain: Any, value: Any) -> bool:
     return bool(plain == value)
 
 
+def _gym() -> Any:
+    """The package reasoning-gym."""
+    with warnings.catch_warnings():  # a package it needs compares to a literal by "is": seen without bytecode
+        warnings.simplefilter("ignore", SyntaxWarning)
+        return importlib.import_module("reasoning_gym")
+
+
 def _configuration(name: str) -> Any:
     """The class of a set's configuration."""
     try:
-        with warnings.catch_warnings():  # a package it needs compares to a literal by "is": seen without bytecode
-            warnings.simplefilter("ignore", SyntaxWarning)
-            importlib.import_module("reasoning_gym")
+        _gym()
         factory = importlib.import_module("reasoning_gym.factory")
     except ModuleNotFoundError:
         raise UsageError(
@@ -169,8 +174,7 @@ def _configuration(name: str) -> Any:
 @functools.lru_cache(16)
 def _dataset(name: str, options: str, seed: int, size: int) -> Any:
     """A set; it is lazy, an item is made when it is asked for."""
-    gym = importlib.import_module("reasoning_gym")
-    return gym.create_dataset(name, seed=seed, size=size, **json.loads(options))
+    return _gym().create_dataset(name, seed=seed, size=size, **json.loads(options))
 
 
 @functools.lru_cache(256)

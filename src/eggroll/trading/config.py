@@ -85,9 +85,9 @@ class ExecuteConfig(EvolutionSettings, MarketSettings):
     """Messages of others between two decisions."""
     temperature: float = 1.0
     """Of the draw of price and size; 0: the likeliest, which few perturbations change."""
-    episodes: int = 4
-    """Episodes of a member in a generation, the same ones for all; each counts by the centred rank of its PnL."""
-    risk_aversion: float = 0.0
+    episodes: int = 8
+    """Episodes of a member in a generation, the same ones for all."""
+    risk_aversion: float = 2.0
     """Dollars of mean PnL that a dollar of its deviation over a member's episodes outweighs; 0: each episode counts by
     the rank of its PnL."""
     lora_rank: int = 4
@@ -96,7 +96,7 @@ class ExecuteConfig(EvolutionSettings, MarketSettings):
     """What the adapters add is times this over their rank."""
     population_size: int = 256
     """Members of the population, even."""
-    generations: int = 100
+    generations: int = 60
     """Updates to make."""
     sigma: float = 0.1
     """Standard deviation of a perturbation, in weight units of the adapters."""
@@ -104,13 +104,15 @@ class ExecuteConfig(EvolutionSettings, MarketSettings):
     """Optimiser that takes the estimated gradient."""
     learning_rate: float = 0.02
     """Step size; for SGD in the units that --rate-units says."""
+    learning_rate_decay: float = 0.95
+    """Factor on the step size for each generation, in (0, 1]; without it the draws of price and size become certain."""
     rate_units: Literal["paper", "plain"] = "paper"
     """paper: SGD's step size is times sigma^2 sqrt(population size), as the paper's tables mean it; plain: as it is."""
     markets: int = 256
     """Books that training episodes begin with, and as many again held out."""
     validation_episodes: int = 256
     """Held-out episodes that the mean and the plain ways are compared on."""
-    validate_every: int = 20
+    validate_every: int = 10
     """Generations between validations of the mean."""
 
     def __post_init__(self) -> None:

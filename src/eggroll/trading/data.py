@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,13 +77,12 @@ def recorded_stream(days: list[Day], length: int) -> Stream:
 
 def day_tokens(day: Day) -> tuple[Int32[np.ndarray, "n fields"], Float32[np.ndarray, "n 8"]]:
     """Messages after the first of a recorded day, with what the book shows after each."""
-    assert day.book is not None
-    middle = middles(day.book)
+    middle = middles(day.rows)
     gaps = np.diff(day.messages.time, prepend=day.messages.time[:1]).clip(0, LONGEST_GAP)
     messages = day.messages._replace(time=day.messages.time[0] + np.cumsum(gaps))
     start = int(messages.time[0])
     tokens, _ = encode(cut(messages, 1, length(messages)), middle[:-1], outside="clip", start_time=start)
-    return tokens, np.asarray(widened(row_features(day.book)))
+    return tokens, np.asarray(widened(row_features(day.rows)))
 
 
 def middles(book: Int64[np.ndarray, "n levels 4"]) -> Int64[np.ndarray, " n"]:
@@ -130,8 +130,7 @@ def read_pair(messages: Path) -> Day:
 def split(day: Day) -> tuple[Day, Day]:
     """The first four fifths of a day, and the rest, which is held out."""
     at, count = length(day.messages) * (_HELD_OUT - 1) // _HELD_OUT, length(day.messages)
-    assert day.book is not None
-    return Day(cut(day.messages, 0, at), day.book[:at]), Day(cut(day.messages, at, count), day.book[at:])
+    return Day(cut(day.messages, 0, at), day.rows[:at]), Day(cut(day.messages, at, count), day.rows[at:])
 
 
 def generated_day(flow: Flow, key: Key[Array, ""], count: int, depth: int, price: int = OPENING) -> Day:
@@ -158,36 +157,31 @@ def recorded_markets(days: list[Day], count: int, least: int) -> tuple[Market, A
     Raises:
       UsageError: no day is so long.
     """
-    room = np.array([max(length(day.messages) - least, 0) for day in days], int)
-    if not room.any():
-        longest = max((length(day.messages) for day in days), default=0)
+    lengths = [length(day.messages) for day in days]
+    whole = _starts(lengths, least)
+    if not len(whole):
+        longest = max(lengths, default=0)
         raise UsageError(
             f"expected a record of more than {least} messages for an episode, got {longest}; give a longer one, or "
             "fewer --decisions or a smaller --interval"
         )
-    numbers, ends = np.linspace(0, room.sum() - 1, count).astype(int), np.cumsum(room)
-    which = np.searchsorted(ends, numbers, side="right")
-    rows = numbers - (ends - room)[which]
-    books = [book_of_levels(_rows(days[day])[row]) for day, row in zip(which, rows, strict=True)]
-    begins = np.cumsum([0, *(length(day.messages) for day in days)])[:-1]
+    places = whole[np.linspace(0, len(whole) - 1, count).astype(int)]
+    rows = [row for day in days for row in day.rows]  # days may differ in levels
+    books = [book_of_levels(rows[place]) for place in places]
     record = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *(record_of(day.messages) for day in days))
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *books)
-    return Market(stacked, jnp.asarray(begins[which] + rows + 1, jnp.int32)), replayed(record)
-
-
-def _rows(day: Day) -> Int64[np.ndarray, "n levels 4"]:
-    """The book of a day that has one."""
-    assert day.book is not None
-    return day.book
+    return Market(stacked, jnp.asarray(places + 1, jnp.int32)), replayed(record)
 
 
 def _in_a_row(tokens: list[Any], features: list[Any], length: int) -> Stream:
-    starts, begin = [], 0
-    for each in tokens:
-        starts.append(np.arange(begin, begin + max(len(each) - length, 0)))
-        begin += len(each)
     return Stream(
         jnp.asarray(np.concatenate([np.asarray(each) for each in tokens])),
         jnp.asarray(np.concatenate([np.asarray(each) for each in features])),
-        jnp.asarray(np.concatenate(starts), jnp.int32),
+        jnp.asarray(_starts([len(each) for each in tokens], length), jnp.int32),
     )
+
+
+def _starts(lengths: list[int], length: int) -> Int64[np.ndarray, " m"]:
+    """Places in several days in a row after which `length` more messages are of the same day."""
+    begins = np.cumsum([0, *lengths])
+    return np.concatenate([np.arange(begin, max(end - length, begin)) for begin, end in itertools.pairwise(begins)])

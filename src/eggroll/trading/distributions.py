@@ -139,8 +139,7 @@ def _both(params: Any, config: ModelConfig, others: Others, markets: Market, key
 
 
 def _of_day(day: Day) -> tuple[np.ndarray, np.ndarray]:
-    assert day.book is not None
-    prices = day.book[1:, 0][:, [2, 0]]
+    prices = day.rows[1:, 0][:, [2, 0]]
     return prices[None], np.diff(day.messages.time)[None]
 
 

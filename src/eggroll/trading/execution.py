@@ -12,7 +12,7 @@ from jaxtyping import Array, Float32, Int32, Key
 
 from eggroll.trading.book import NONE, Book, Message, best, held_of, mid, step
 from eggroll.trading.flow import DRAWS
-from eggroll.trading.messages import CANCEL, DELETE, MARKET, TICK
+from eggroll.trading.messages import CANCEL, DELETE, LIMIT, MARKET, TICK
 from eggroll.trading.task import Task as Task
 from eggroll.trading.world import Market, Others, next_message
 
@@ -164,11 +164,11 @@ def _waited(task: Task, others: Others, market: Market, account: Account, draws:
 
     def one(carry: Any, draws: Any) -> Any:
         market, account = carry
-        before, dropped = held_of(market.book, CHILD), market.book.dropped
+        before = held_of(market.book, CHILD)
         market, seen = next_message(others, market, draws)
-        held = held_of(market.book, CHILD)
-        is_dropped = (market.book.dropped > dropped) & (held == 0)  # a full side has no room for it
-        is_cancelled = (seen.message.kind == CANCEL) | (seen.message.kind == DELETE)  # by an anonymous message
+        held, kind = held_of(market.book, CHILD), seen.message.kind
+        is_dropped = (kind == LIMIT) & (seen.message.direction == task.direction)  # a full side has no room for it
+        is_cancelled = (kind == CANCEL) | (kind == DELETE)  # by an anonymous message
         filled = jnp.where(is_dropped | is_cancelled, 0, before - held)
         account = _filled(task, account, filled, filled * (account.price - account.arrival))
         account = account._replace(passive=account.passive + filled)

@@ -38,6 +38,12 @@ class Day(NamedTuple):
     messages: Messages
     book: np.ndarray | None  # (n, levels, 4) int64, after each message; None: not read
 
+    @property
+    def rows(self) -> Int64[np.ndarray, "n levels 4"]:
+        """The book of a day that was read with one."""
+        assert self.book is not None
+        return self.book
+
 
 class _Rule(NamedTuple):
     """What must hold of every row."""

@@ -35,9 +35,8 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
     for number in range(config.days):
         seed = config.seed + number
         day = generated_day(flow, jax.random.key(seed), config.messages, config.levels, config.price)
-        assert day.book is not None
         write_messages(config.out / f"generated_{seed}_message_{config.levels}.csv", day.messages)
-        write_book(config.out / f"generated_{seed}_orderbook_{config.levels}.csv", day.book)
+        write_book(config.out / f"generated_{seed}_orderbook_{config.levels}.csv", day.rows)
         look = look or look_of(day)
     return {"out": str(config.out), "days": config.days, "messages": config.days * config.messages, **look}
 
@@ -65,10 +64,9 @@ def of_day(day: Day, rounds: int = 16) -> Calibration:
     Raises:
       UsageError: it has too few messages or levels.
     """
-    assert day.book is not None
-    if day.book.shape[1] < 10:
-        raise UsageError(f"expected an order book of at least 10 levels, got {day.book.shape[1]}; give a deeper one")
-    return settled(calibrated(day.messages, day.book), shape_of(day.messages, day.book), rounds)
+    if day.rows.shape[1] < 10:
+        raise UsageError(f"expected an order book of at least 10 levels, got {day.rows.shape[1]}; give a deeper one")
+    return settled(calibrated(day.messages, day.rows), shape_of(day.messages, day.rows), rounds)
 
 
 def look_of(day: Day) -> dict[str, Any]:
@@ -78,10 +76,9 @@ def look_of(day: Day) -> dict[str, Any]:
       messages a second; gap_seconds and spread_ticks at the quantiles 0.1, 0.5 and 0.9; shares of kinds; shares at the
       best price; and, of ten levels or more, what `calibration.Shape` has.
     """
-    assert day.book is not None
     seconds = np.diff(day.messages.time) / 1e9
-    spread = (day.book[:, 0, 0] - day.book[:, 0, 2]) / 100
-    size = day.book[:, :10, 1::2]
+    spread = (day.rows[:, 0, 0] - day.rows[:, 0, 2]) / 100
+    size = day.rows[:, :10, 1::2]
     found = {
         "messages_a_second": round(float(1 / seconds.mean()), 2),
         "gap_seconds": [float(f"{value:.3g}") for value in np.quantile(seconds, _QUANTILES)],
@@ -89,7 +86,7 @@ def look_of(day: Day) -> dict[str, Any]:
         "kinds": {name: round(float((day.messages.kind == kind).mean()), 3) for name, kind in _NAMED.items()},
         "best_size": round(float(size[:, 0].mean()), 1),
     }
-    if day.book.shape[1] < 10:
+    if day.rows.shape[1] < 10:
         return found
-    shape = shape_of(day.messages, day.book)
+    shape = shape_of(day.messages, day.rows)
     return found | {f"mean_{name}": round(float(value), 2) for name, value in shape._asdict().items()}
