@@ -10,7 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE
 PYTEST = $(PROGRAMS) $(BIN)/python -m pytest -q -n auto --dist worksteal
 DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo test test-all lint bench speed laws scaling kill fuzz journal coordinator fleet fleet-simulation rl test-rl test-vllm test-vllm-slice vllm clean
+.PHONY: demo test test-all notebooks lint bench speed laws scaling kill fuzz journal coordinator fleet fleet-simulation choosing rl test-rl test-vllm test-vllm-slice vllm clean
 
 demo: $(VENV)/.core
 	$(BIN)/eggroll pretrain --preset demo --run-dir $(DEMO)
@@ -23,6 +23,10 @@ test: $(VENV)/.test
 # With further cases of tests that take long: other algorithms killed and gone on with.
 test-all: $(VENV)/.test
 	$(PYTEST)
+
+# Each in a kernel of its own, as a reader runs them.
+notebooks: $(VENV)/.test
+	$(PROGRAMS) $(BIN)/python -m pytest -q --nbmake docs/notebooks
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -62,6 +66,12 @@ fleet: $(VENV)/.test
 
 fleet-simulation: $(VENV)/.core
 	$(BIN)/python benchmarks/fleet_simulation.py
+
+# Ten minutes on two cores; what is there is not made again.
+choosing: $(VENV)/.test
+	$(PROGRAMS) $(BIN)/python benchmarks/choosing.py run
+	$(BIN)/python benchmarks/choosing.py draw
+	$(BIN)/python benchmarks/choosing.py table
 
 # An hour and a half on two cores; what is there is not made again.
 rl: $(VENV)/.test
