@@ -63,7 +63,9 @@ def entries(nav: Any) -> list[str]:
 def documented() -> dict[str, str | None]:
     """What the reference is made of: path of an object → the heading that stands above it, where it is another."""
     text = "\n".join(path.read_text() for path in sorted((ROOT / "docs/reference").glob("*.md")))
-    found = re.findall(r"^::: ([\w.]+)\n(?: +options:\n(?: +heading: (\S+)\n)?)?", text, re.MULTILINE)
+    found = re.findall(
+        r"^::: ([\w.]+)\n(?: +options:\n(?: +heading_level: \d\n)?(?: +heading: (\S+)\n)?)?", text, re.MULTILINE
+    )
     return {path: heading or None for path, heading in found}
 
 

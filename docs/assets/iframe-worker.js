@@ -17,13 +17,13 @@ if (location.protocol === "file:") {
       inside.importScripts = (...sources) =>
         sources.reduce((before, source) => before.then(() => this.load(source)), Promise.resolve());
       this.inside = inside;
-      this.url = url;
-      this.load(url).then(() => { this.ready = true; this.waiting.splice(0).forEach((data) => this.send(data)); });
+      this.url = new URL(url, location.href);
+      this.load(this.url).then(() => { this.ready = true; this.waiting.splice(0).forEach((data) => this.send(data)); });
     }
     load(url) {
       return new Promise((done, failed) => {
         const script = this.inside.document.createElement("script");
-        script.src = new URL(url, this.url || location.href);
+        script.src = new URL(url, this.url);
         script.onload = done;
         script.onerror = failed;
         this.inside.document.body.append(script);
