@@ -10,7 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE
 PYTEST = $(PROGRAMS) $(BIN)/python -m pytest -q -n auto --dist worksteal
 DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo test test-all notebooks lint bench speed laws scaling kill fuzz journal coordinator fleet fleet-simulation choosing rl test-rl test-vllm test-vllm-slice vllm clean
+.PHONY: demo test test-all notebooks docs lint bench speed laws scaling kill fuzz journal coordinator fleet fleet-simulation choosing rl test-rl test-vllm test-vllm-slice vllm clean
 
 demo: $(VENV)/.core
 	$(BIN)/eggroll pretrain --preset demo --run-dir $(DEMO)
@@ -33,6 +33,10 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The site, in site/: open site/index.html. A warning is an error.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(VENV)/.core
 	$(BIN)/python benchmarks/pretrain.py
@@ -112,5 +116,9 @@ $(VENV)/.test: $(VENV)/.core
 	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e ".[test]"
 	touch $@
 
+$(VENV)/.docs: $(VENV)/.core
+	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e ".[docs]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) .venv-vllm build dist
+	rm -rf $(VENV) .venv-vllm build dist site
