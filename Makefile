@@ -10,7 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE
 PYTEST = $(PROGRAMS) $(BIN)/python -m pytest -q -n auto --dist worksteal
 DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo test test-all lint bench speed laws scaling kill fuzz journal coordinator fleet fleet-simulation rl test-rl test-vllm test-vllm-slice vllm clean
+.PHONY: demo test test-all notebooks docs lint bench speed laws scaling kill fuzz journal coordinator fleet fleet-simulation choosing rl test-rl test-vllm test-vllm-slice vllm clean
 
 demo: $(VENV)/.core
 	$(BIN)/eggroll pretrain --preset demo --run-dir $(DEMO)
@@ -24,11 +24,19 @@ test: $(VENV)/.test
 test-all: $(VENV)/.test
 	$(PYTEST)
 
+# Each in a kernel of its own, as a reader runs them.
+notebooks: $(VENV)/.test
+	$(PROGRAMS) $(BIN)/python -m pytest -q --nbmake docs/notebooks
+
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The site, in site/: open site/index.html. A warning is an error.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(VENV)/.core
 	$(BIN)/python benchmarks/pretrain.py
@@ -62,6 +70,12 @@ fleet: $(VENV)/.test
 
 fleet-simulation: $(VENV)/.core
 	$(BIN)/python benchmarks/fleet_simulation.py
+
+# Ten minutes on two cores; what is there is not made again.
+choosing: $(VENV)/.test
+	$(PROGRAMS) $(BIN)/python benchmarks/choosing.py run
+	$(BIN)/python benchmarks/choosing.py draw
+	$(BIN)/python benchmarks/choosing.py table
 
 # An hour and a half on two cores; what is there is not made again.
 rl: $(VENV)/.test
@@ -102,5 +116,9 @@ $(VENV)/.test: $(VENV)/.core
 	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e ".[test]"
 	touch $@
 
+$(VENV)/.docs: $(VENV)/.core
+	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e ".[docs]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) .venv-vllm build dist
+	rm -rf $(VENV) .venv-vllm build dist site

@@ -1,6 +1,5 @@
 """The command as a person meets it: exit statuses, one line for every mistake, help, and Ctrl-C."""
 
-import dataclasses
 import json
 import os
 import re
@@ -14,13 +13,8 @@ import numpy as np
 import pytest
 
 from eggroll import cli
-from eggroll.distributed.worker_settings import WorkerConfig
-from eggroll.pretrain.config import PretrainConfig
-from eggroll.pretrain.sample import SampleConfig
 from eggroll.runs import snapshots
 from eggroll.runs.folder import RunFolder
-from eggroll.runs.replay import ReplayConfig
-from eggroll.runs.report import ReportConfig
 
 COMMAND = [sys.executable, "-m", "eggroll"]
 SMALL = ["--preset=tiny", "--population-size=64", "--group-size=8", "--seq-len=8", "--validation-bytes=200"]
@@ -128,14 +122,14 @@ def test_bad_input_is_one_line_and_leaves_nothing_behind(name, capsys):
 def test_what_was_got_is_named(capsys):
     for flags, text in (
         ("pretrain --width=wide", "expected --width INT, got 'wide'; eggroll pretrain --help tells its flags"),
-        ("pretrain --wdith 16", "got unrecognized options: --wdith, 16; mend"),
+        ("pretrain --wdith 16", "a flag of eggroll pretrain, got --wdith; did you mean --width? eggroll"),
         ("pretrain --rank 2", "got 2; "),
         ("pretrain --width 4 --preset", "among demo, paper, tiny, got ''; "),
-        ("sample", "got missing from eggroll sample: PATH"),
+        ("sample", "expected RUN_DIR (Folder of a pretraining run), got none; "),
         (
             "train",
             "among pretrain, sample, rl, marl, finetune, distill, vllm, trade, chat, "
-            "worker, replay, report, bench, theory, doctor, got 'train'; see eggroll --help",
+            "worker, replay, report, bench, theory, doctor, got 'train'; did you mean pretrain or trade? ",
         ),
     ):
         assert cli.main(flags.split()) == 2
@@ -152,9 +146,9 @@ def test_a_fleet_needs_a_secret(flags, capsys, monkeypatch):
 
 
 def test_ray_alone_is_one_of_our_own():
-    assert cli._ray_named(["--ray", "--workers", "2"]) == ["--ray", "local", "--workers", "2"]
-    assert cli._ray_named(["--workers", "2", "--ray"]) == ["--workers", "2", "--ray", "local"]
-    assert cli._ray_named(["--ray", "10.0.0.1:6379"]) == ["--ray", "10.0.0.1:6379"]
+    assert cli.ray_named(["--ray", "--workers", "2"]) == ["--ray", "local", "--workers", "2"]
+    assert cli.ray_named(["--workers", "2", "--ray"]) == ["--workers", "2", "--ray", "local"]
+    assert cli.ray_named(["--ray", "10.0.0.1:6379"]) == ["--ray", "10.0.0.1:6379"]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
@@ -176,39 +170,6 @@ def test_the_last_preset_counts(monkeypatch):
     assert (parsed[0].preset, parsed[0].width) == ("tiny", 16)
 
 
-def flags_of(text):
-    """`--flag` to its help from tyro's box."""
-    plain = re.sub(r"\s+", " ", re.sub("[│╭╮╰╯─|]", " ", text))
-    return dict(re.findall(r" --([\w-]+) (.*?)(?= --[a-z]| -h, |$)", plain))
-
-
-KINDS = {
-    "pretrain": PretrainConfig,
-    "sample": SampleConfig,
-    "worker": WorkerConfig,
-    "replay": ReplayConfig,
-    "report": ReportConfig,
-}
-
-
-@pytest.mark.parametrize(("command", "kind"), KINDS.items())
-def test_help_tells_every_flag_and_its_default(command, kind, capsys):
-    assert cli.main([command, "--help"]) == 0
-    out, err = capsys.readouterr()
-    flags = flags_of(out)
-    assert err == ""
-    for field in dataclasses.fields(kind):
-        if field.default is not dataclasses.MISSING:
-            assert re.search(r"\w{3}.*\(default: ", flags[field.name.replace("_", "-")])
-
-
-def test_help_of_a_preset_shows_its_defaults(capsys):
-    assert cli.main(["pretrain", "--preset", "paper", "--help"]) == 0
-    flags = flags_of(capsys.readouterr().out)
-    for name, value in {"preset": "paper", "layers": "6", "width": "256", "population-size": "1048576"}.items():
-        assert flags[name].rstrip().endswith(f"(default: {value})")
-
-
 @pytest.mark.parametrize("flags", [["--help"], ["-h"], []])
 def test_help_lists_the_commands(flags, capsys):
     assert cli.main(flags) == (0 if flags else 2)
@@ -226,14 +187,6 @@ def test_no_engine_is_imported_for_nothing(code):
     check = "import sys; print(sorted({'jax', 'torch', 'optax', 'orbax', 'matplotlib', 'tyro'} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", f"{code}\n{check}"], capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "[]", done
-
-
-def test_doctor(capsys):
-    assert cli.main(["doctor"]) == 0
-    out = capsys.readouterr().out
-    assert re.search(r"^eggroll \d", out) and re.search(r"^  jax \d", out, re.MULTILINE)
-    assert len(re.findall(r"^device \d+: cpu", out, re.MULTILINE)) == 2
-    assert re.search(r"^extra hf: (present|absent: pip install )", out, re.MULTILINE)
 
 
 def test_pretrain_then_sample(capsysbinary):

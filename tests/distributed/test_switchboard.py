@@ -169,7 +169,7 @@ BAD = {
     "--coordinator 127.0.0.1:5000 --processes 2 --process 2": "[0, 2), below --processes, got 2",
     "--coordinator 127.0.0.1:5000 --processes 2 --process -1": "[0, 2), below --processes, got -1",
     "--coordinator 127.0.0.1:5000 --processes 0 --process 0": "expected --processes of at least 1, got 0",
-    "--coordinator 127.0.0.1:5000 --processes two --process 0": "expected --processes {None}|INT, got 'two'",
+    "--coordinator 127.0.0.1:5000 --processes two --process 0": "expected --processes INT or none, got 'two'",
     "--coordinator 127.0.0.1:5000 --processes 2 --process 0 --peer-timeout 0": "in [1, 86400] seconds, got 0.0",
     "--coordinator 127.0.0.1:5000 --processes 2 --process 0 --start-timeout 0": "--start-timeout of at least 1, got 0",
     "--coordinator auto": "expected Slurm, Open MPI or Kubernetes with --coordinator auto, got none",

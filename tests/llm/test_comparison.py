@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from eggroll.cli import _extras_of, main
+from eggroll.cli import extras_of, main
 from eggroll.llm.comparison import compared, settings_of
 from eggroll.runs.report.history import read_run
 
@@ -84,5 +84,5 @@ def test_runs_that_say_nothing(tmp_path):
     path.mkdir()
     (path / "config.json").write_text(json.dumps({"job": "finetune", "algorithm": 7, "task": None}))
     (path / "metrics.jsonl").write_text('{"generation": 0, "accuracy": "high"}\n')
-    (extra,) = _extras_of([read_run(path, bins=64)])
+    (extra,) = extras_of([read_run(path, bins=64)])
     assert "no validations" in str(extra.sections[0][1]) and extra.picture is None

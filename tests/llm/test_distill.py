@@ -52,7 +52,7 @@ def main(*flags):
 
 
 def made(*flags):
-    return prepared(cli._parse(DistillConfig, "distill", [*SMALL, *flags]))
+    return prepared(cli.parse(DistillConfig, "distill", [*SMALL, *flags]))
 
 
 def lattice_at_end(name):

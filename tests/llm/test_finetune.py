@@ -135,7 +135,7 @@ def test_chat_answers_each_line(capsys, monkeypatch, tmp_path):
 
 
 def test_ranges_of_the_population_are_the_population():
-    _, made = prepared(cli._parse(FinetuneConfig, "finetune", [*SMALL, *ALGORITHMS["groups"]]))
+    _, made = prepared(cli.parse(FinetuneConfig, "finetune", [*SMALL, *ALGORITHMS["groups"]]))
     state = made.job.start()
     whole = made.job.evaluate(state, 3)
     work = range_work(made.population)
@@ -149,7 +149,7 @@ def test_ranges_of_the_population_are_the_population():
 
 
 def test_groups_meet_prompts_of_their_own():
-    _, made = prepared(cli._parse(FinetuneConfig, "finetune", [*SMALL, "--group-size=2", "--prompts=8"]))
+    _, made = prepared(cli.parse(FinetuneConfig, "finetune", [*SMALL, "--group-size=2", "--prompts=8"]))
     first, second = made.population.prompts.of_generation(0), made.population.prompts.of_generation(1)
     assert first.tokens.shape == (4, 8, 16)
     assert len({batch.tokens[g].tobytes() for batch in (first, second) for g in range(4)}) == 8
@@ -216,7 +216,7 @@ def test_sharded_members_are_worth_the_same():
     runs = {}
     for devices in (1, 2):
         flags = [*SMALL, *ALGORITHMS["groups"], f"--devices={devices}"]
-        _, made = prepared(cli._parse(FinetuneConfig, "finetune", flags))
+        _, made = prepared(cli.parse(FinetuneConfig, "finetune", flags))
         runs[devices] = made.job.evaluate(made.job.start(), 0)
     np.testing.assert_array_equal(runs[1].weights, runs[2].weights)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eggroll.cli import _extras_of, main
+from eggroll.cli import extras_of, main
 from eggroll.rl.comparison import compared
 from eggroll.rl.comparison.curves import (
     improvement,
@@ -85,7 +85,7 @@ def read(paths):
 
 def page_of(tmp_path, *paths, **options):
     out = tmp_path / "out" / "report.html"
-    report(ReportConfig(tuple(paths), out, **options), _extras_of)
+    report(ReportConfig(tuple(paths), out, **options), extras_of)
     return Page(out)
 
 
@@ -266,7 +266,7 @@ def test_many_environments_are_bounded(tmp_path, monkeypatch):
 def test_in_a_browser(tmp_path, browser):
     paths = make_all(tmp_path / "runs", envs=("CartPole-v1", "craftax/Craftax-Classic-Symbolic-v1"), seeds=[0, 1])
     out = tmp_path / "report.html"
-    report(ReportConfig(tuple(paths), out), _extras_of)
+    report(ReportConfig(tuple(paths), out), extras_of)
     for width, dark in ((400, False), (400, True), (1600, False)):
         said, requests = browser.open(out.as_uri(), width=width, dark=dark)
         assert said == [] and requests == [out.as_uri()]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from eggroll.cli import _parse, main
+from eggroll.cli import main, parse
 from eggroll.core.errors import UsageError
 from eggroll.rl import draws
 from eggroll.rl.config import MarlConfig, RlConfig
@@ -123,14 +123,14 @@ def test_the_command_makes_the_same_settings(command, env, flags):
     kind = KINDS[command]
     preset = "paper" if "paper" in flags else "small"
     algorithm = "openes" if "openes" in flags else "eggroll"
-    base = _parse(kind, command, flags, default=settings_for(kind, env, preset, algorithm))
+    base = parse(kind, command, flags, default=settings_for(kind, env, preset, algorithm))
     for trial in range(6):
         config = dataclasses.replace(base, **draw(base, trial))
         program, *words = shlex.split(command_line(config))
         assert (program, words[0]) == ("eggroll", command)
         assert words[1:3] == ["--env", env] and "--sigma" in words
         usual = settings_for(kind, env, preset, algorithm)
-        assert _parse(kind, command, words[1:], default=usual) == config
+        assert parse(kind, command, words[1:], default=usual) == config
 
 
 # ── the queue ──
@@ -190,7 +190,7 @@ def test_a_failing_trial_is_recorded_and_the_queue_goes_on(tmp_path, monkeypatch
         refused = lambda config, number: drawn(config, number) | ({"sigma": -1.0} if number == 1 else {})
         monkeypatch.setattr("eggroll.rl.tune.draw", refused)
     summary, status = made(home, Fake(value), lines=lines)
-    said = "expected --sigma > 0, got -1.0; change it"
+    said = "expected --sigma > 0 and finite, got -1.0; change it"
     said = "expected better settings, got these; draw others" if where == "run" else said
     assert status == 0 and (summary["trials_finished"], summary["trials_failed"]) == (2, 1)
     row = rows_in(home)[1]

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import eggroll
-from eggroll.core.errors import UsageError
+from eggroll.core.errors import UsageError, is_out_of_memory
 from eggroll.runs.folder import RunFolder
 from eggroll.runs.journal import Journal
 from eggroll.runs.training import _check_arguments
@@ -223,3 +223,56 @@ def test_the_seed_words_are_kept(tmp_path):
     state, _ = train(tmp_path / "run", generations=0, seed=2**40 + 7)
     assert RunFolder.open(tmp_path / "run").read_json("config.json")["seed"] == 2**40 + 7
     same(state.seed, strategy().init(START, 2**40 + 7).seed)
+
+
+def numbers_until(generation):
+    """Data that holds no number from a generation on, as weights that have run away would come to."""
+
+    def data(at):
+        x, y = batches(at)
+        return (x, y if at < generation else y * np.nan)
+
+    return data
+
+
+@pytest.mark.parametrize("generation", [0, 3])
+def test_a_generation_without_any_fitness_ends_the_run(tmp_path, generation):
+    """Before it is written down: with data that is whole again, it goes on to the bits of one that never saw it."""
+    with pytest.raises(UsageError, match=f"got NaN or infinity of all in generation {generation}; ") as caught:
+        train(tmp_path / "run", batches=numbers_until(generation))
+    assert ("call fitness for one member" in str(caught.value)) == (generation == 0)
+    with Journal.open(tmp_path / "run/journal.egg") as journal:
+        assert journal.generations == generation
+    state, _ = train(tmp_path / "run", resume=True)
+    same(state.params, train(tmp_path / "whole")[0].params)
+
+
+def test_a_few_members_without_fitness_do_not(tmp_path):
+    def fitness(params, key, x, y):
+        return jnp.where(params["b"][0, 0] < 0, jnp.nan, plain(params, key, x, y))
+
+    _, summary = train(tmp_path / "run", fitness=fitness, generations=3)
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert summary["finished"] and any(0 < line["nan_count"] < 32 for line in lines)
+
+
+def test_memory_that_is_not_there_is_one_line(tmp_path):
+    def large(params, key, x, y):
+        return plain(params, key, x, y) + jnp.sort(jax.random.uniform(key, (2**42,))).sum()
+
+    with pytest.raises(UsageError, match="expected memory for chunk_size 32 and population_size 32, got RESOURCE_EXH"):
+        train(tmp_path / "run", fitness=large)
+
+
+@pytest.mark.parametrize(
+    ("error", "is_that"),
+    [
+        (MemoryError(), True),
+        (np.exceptions.AxisError("RESOURCE"), False),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes"), True),
+        (type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory"), True),
+        (OSError("No space left on device"), False),
+    ],
+)
+def test_what_is_taken_for_a_lack_of_memory(error, is_that):
+    assert is_out_of_memory(error) is is_that

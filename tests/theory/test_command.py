@@ -42,7 +42,7 @@ def test_a_claim_that_fails_is_told_and_exits_with_1(capsys, monkeypatch):
     ("flags", "complaint"),
     [
         ([], "expected a figure among score, "),
-        (["gravity"], "or all, got gravity; "),
+        (["gravity"], "all, got gravity; "),
         (["score", "--seed", "-1"], "expected --seed of at least 0, got -1; "),
         (["intensity", "--chip", "abacus"], "expected --chip among a100, "),
         (["intensity", "--dtype", "float64"], "expected --dtype among float32, "),

@@ -102,7 +102,7 @@ def page_of(*runs):
 
 
 def test_ranges_of_the_population_are_the_population():
-    _, made = execute.prepared(cli._parse(ExecuteConfig, "trade execute", EXECUTE))
+    _, made = execute.prepared(cli.parse(ExecuteConfig, "trade execute", EXECUTE))
     state = made.job.start()
     whole = made.job.evaluate(state, 2)
     built = execute.worker_job({"header": made.job.header(environment())})
@@ -117,7 +117,7 @@ def test_ranges_of_the_population_are_the_population():
 
 
 def test_a_journal_makes_its_learner():
-    _, made = execute.prepared(cli._parse(ExecuteConfig, "trade execute", EXECUTE))
+    _, made = execute.prepared(cli.parse(ExecuteConfig, "trade execute", EXECUTE))
     learner = execute.learner_of(made.job.header(environment()))
     same(as_arrays(learner.parameters), as_arrays(made.job.learner.parameters))
     assert learner.settings == made.job.learner.settings
@@ -150,7 +150,7 @@ def test_generated_days_are_data_to_learn_and_trade_from(capsys):
 @pytest.mark.parametrize(
     ("flags", "complaint"),
     [
-        ([], "expected eggroll trade with one of pretrain, execute, generate, calibrate, got nothing"),
+        ([], "expected what to do among pretrain, execute, generate, calibrate, got nothing"),
         (["sell"], "got sell"),
         (["execute"], "expected --model as the run folder of eggroll trade pretrain, got none"),
         (["execute", "--model=nothing"], "expected the folder of a run or of a snapshot"),

@@ -39,7 +39,7 @@ class SpeedConfig:
     tokens: tuple[int, ...] = (1, 16)
     """Rows that each member multiplies."""
     dtype: str = "float32"
-    """Of weights and inputs: float32, bfloat16 or float16."""
+    """Number format of weights and inputs: float32, bfloat16 or float16."""
     ranks: tuple[int, ...] = (1, 4)
     """Ranks of the perturbation."""
     law: str = "popcount"
@@ -51,7 +51,7 @@ class SpeedConfig:
     policy_population: int = 4096
     """Members of the policy whose update is timed beside its evaluation; 0 leaves it out."""
     policy_steps: int = 100
-    """Environment steps of each of them."""
+    """Environment steps of each member of that policy."""
     intensity: float = 300.0
     """Operations a byte that the table of arithmetic intensity is for."""
     run_dir: Path | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 
@@ -82,13 +83,90 @@ def check_updatable(plan: Plan) -> None:
 
 
 def even(name: str, value: int) -> int:
-    """Refuse a number of members that is not even and at least 2."""
-    if value < 2 or value % 2 or int(value) != value:
+    """Refuse a number of members that is not even, at least 2 and below 2³¹."""
+    count = _whole(name, value)
+    if count < 2 or count % 2:
         raise ValueError(
             f"expected an even {name} ≥ 2, got {value}; members come in antithetic pairs, "
-            f"choose {max(2, int(value) // 2 * 2 + 2)}"
+            f"choose {max(2, count // 2 * 2 + 2)}"
         )
+    if count >= 2**31:
+        raise ValueError(f"expected {name} below 2**31, got {value}; members are numbered in int32, choose fewer")
+    return count
+
+
+def _whole(name: str, value: Any) -> int:
+    """Refuse what is no whole number."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number) or int(value) != value:
+        raise ValueError(f"expected {name} as a whole number, got {value!r}; give an int")
     return int(value)
+
+
+def first_sigma(sigma: Any) -> float:
+    """The perturbation's size at generation 0, in weight units.
+
+    Raises:
+      ValueError: it is no finite number above 0.
+    """
+    try:
+        value = float(sigma(0) if callable(sigma) else sigma)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"expected sigma as a number or an optax schedule, got {sigma!r}; 0.01 to 0.1 suits most models"
+        ) from None
+    if not value > 0 or value == math.inf:
+        what = "a finite sigma" if value > 0 else "sigma > 0"
+        raise ValueError(f"expected {what}, got {value}; 0.01 to 0.1 suits most models")
+    return value
+
+
+def check_optimizer(optimizer: Any) -> None:
+    """Refuse what is no optax transformation, such as the name of one.
+
+    Raises:
+      ValueError: it has no `init` or no `update`.
+    """
+    if not (callable(getattr(optimizer, "init", None)) and callable(getattr(optimizer, "update", None))):
+        raise ValueError(f"expected an optax optimiser, got {optimizer!r}; such as optax.adam(0.01)")
+
+
+def check_call(state: Any, fitness: Any, args: tuple[Any, ...], carry: Any) -> None:
+    """Refuse what cannot be called as `fitness(params, key, *args)`, and a state that is none.
+
+    Raises:
+      ValueError: `state` is not what `init` returns, or `fitness` takes another number of arguments.
+    """
+    if not hasattr(state, "params"):
+        raise ValueError(f"expected the state that init returns, got a {type(state).__name__}; state = es.init(params)")
+    if not callable(fitness):
+        raise ValueError(
+            f"expected fitness as a function of (params, key, …), got a {type(fitness).__name__}; pass the function"
+        )
+    given = ["params", "key", *([] if carry is None else ["carry"]), *(f"argument {k + 1}" for k in range(len(args)))]
+    try:
+        signature = inspect.signature(fitness)
+    except (TypeError, ValueError):  # written in C: it says by itself what is wrong
+        return
+    try:
+        signature.bind(*given)
+    except TypeError as error:
+        raise ValueError(
+            f"expected fitness to take ({', '.join(given)}), got {signature}: {error}; give it these "
+            "parameters, or step other arguments"
+        ) from None
+
+
+def as_scores(fitnesses: Any) -> Any:
+    """Fitness from elsewhere as a float32 array.
+
+    Raises:
+      ValueError: there are no numbers in it.
+    """
+    try:
+        return jnp.asarray(fitnesses, jnp.float32)
+    except (TypeError, ValueError) as error:
+        kind = " ".join(str(error).split())[:100]
+        raise ValueError(f"expected one number for each member as fitnesses, got {kind}; pass an array") from None
 
 
 def chunk_pairs_of(chunk_size: int | str, population_size: int) -> int | None:

@@ -95,6 +95,8 @@ class LowRank:
     lattice: Sequence[str] = ()
 
     def __post_init__(self) -> None:
+        if not isinstance(self.rank, int | np.integer):
+            raise ValueError(f"expected rank as a whole number, got {self.rank!r}; rank=1 is the usual choice")
         if self.rank < 1:
             raise ValueError(f"expected rank ≥ 1, got {self.rank}; rank=1 is the usual choice")
         for name in (self.law, *self.laws.values()):

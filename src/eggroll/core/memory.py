@@ -26,7 +26,7 @@ CACHE_BUDGET = (8 * 2**20, 32 * 2**20)
 to three times slower (benchmarks/README.md)."""
 
 
-def memory_budget(params: Any, sharing: int = 1) -> int:
+def memory_budget(params: Any, sharing: int = 1, device: Any = None) -> int:
     """Bytes that one chunk may take for noise, activations and what the compiler keeps between.
 
     On an accelerator a share of the free memory. On a CPU what stays in its cache; or as much as the parameters take,
@@ -34,16 +34,31 @@ def memory_budget(params: Any, sharing: int = 1) -> int:
 
     Args:
       sharing: devices of this process that evaluate side by side; on a CPU all of them live in one memory.
+      device: that evaluates; none: the first of this process, which the others are like.
     """
-    statistics = jax.local_devices()[0].memory_stats() or {}
-    if "bytes_limit" in statistics:
-        free = statistics["bytes_limit"] - statistics.get("bytes_in_use", 0)
-        return max(int(SHARE_OF_FREE * free), 1)
+    own = device_memory(jax.local_devices()[0] if device is None else device)
+    if own is not None:
+        return max(int(SHARE_OF_FREE * own[0]), 1)
     least, most = CACHE_BUDGET
     cache = min(max(_system("SC_LEVEL3_CACHE_SIZE") // 2, least), most)
     weights = _bytes_of(params)
-    free = _system("SC_AVPHYS_PAGES") * _system("SC_PAGE_SIZE") or 8 * most
+    free = host_memory()[0] or 8 * most
     return min(max(cache, weights), free // (8 * sharing))
+
+
+def device_memory(device: Any) -> tuple[int, int] | None:
+    """Free bytes of an accelerator's own memory, and how many it has that JAX may take; None where it has none."""
+    statistics = device.memory_stats() or {}
+    if "bytes_limit" not in statistics:
+        return None
+    limit = int(statistics["bytes_limit"])
+    return limit - int(statistics.get("bytes_in_use", 0)), limit
+
+
+def host_memory() -> tuple[int, int]:
+    """Free bytes of the host's memory, and how many it has; 0 where the system does not tell."""
+    page = _system("SC_PAGE_SIZE")
+    return _system("SC_AVPHYS_PAGES") * page, _system("SC_PHYS_PAGES") * page
 
 
 def update_budget(leaves: Sequence[LeafPlan]) -> int:

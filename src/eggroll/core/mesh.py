@@ -31,7 +31,7 @@ GRADIENT_BYTES = 8
 
 def largest_divisor(number: int, limit: int) -> int:
     """The largest divisor of `number` that is at most `limit`; at least 1."""
-    return max(d for d in range(1, min(number, max(limit, 1)) + 1) if number % d == 0)
+    return next(d for d in range(min(number, max(limit, 1)), 0, -1) if number % d == 0)
 
 
 def device_mesh(members: int | None = None, model: int = 1, devices: Sequence[Any] | None = None) -> Mesh:

@@ -79,9 +79,9 @@ def seed_words(seed: int) -> tuple[int, int]:
     Raises:
       ValueError: the seed is outside that range.
     """
-    if not 0 <= seed < 2**64:
+    if not 0 <= seed < 2**64 or int(seed) != seed:
         raise ValueError(f"expected a seed in [0, 2**64), got {seed}; choose another seed")
-    return signed(seed), signed(seed >> 32)
+    return signed(int(seed)), signed(int(seed) >> 32)
 
 
 def threefry2x32(

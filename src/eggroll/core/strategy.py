@@ -19,11 +19,15 @@ from jaxtyping import Array, Float
 from eggroll.core import memory, noise
 from eggroll.core.checks import (
     KnownTrees,
+    as_scores,
+    check_call,
+    check_optimizer,
     check_rounding,
     check_updatable,
     choose_distribution,
     chunk_pairs_of,
     even,
+    first_sigma,
 )
 from eggroll.core.distribution import (
     Distribution,
@@ -107,6 +111,7 @@ class EvolutionStrategy:
         layerwise: bool = False,
     ) -> None:
         self._arguments: dict[str, Any] = {name: value for name, value in locals().items() if name != "self"}
+        check_optimizer(optimizer)
         self.population_size = even("population_size", population_size)
         self.group_size = even("group_size", population_size if group_size is None else group_size)
         if population_size % self.group_size:
@@ -124,9 +129,7 @@ class EvolutionStrategy:
         self.sigma = sigma
         self.trainable: Trainable = trainable if callable(trainable) else as_patterns(trainable)
         self.frozen, self.allow_materialise = as_patterns(frozen), as_patterns(allow_materialise)
-        self._first_sigma = float(sigma(0) if callable(sigma) else sigma)
-        if not self._first_sigma > 0:
-            raise ValueError(f"expected sigma > 0, got {self._first_sigma}; 0.01 to 0.1 suits most models")
+        self._first_sigma = first_sigma(sigma)
         check_way(update)
         if mesh is not None:
             check_mesh(mesh, self.population_size // 2)
@@ -210,7 +213,7 @@ class EvolutionStrategy:
           ValueError: the number of fitnesses is wrong, or the parameters are not those of `init`.
         """
         self._known_trees.check(state.params)
-        scores = jnp.asarray(fitnesses, jnp.float32)
+        scores = as_scores(fitnesses)
         if scores.shape[:1] != (self.population_size,):
             raise ValueError(
                 f"expected {self.population_size} fitnesses, got shape {scores.shape}; "
@@ -295,7 +298,7 @@ class EvolutionStrategy:
 
     def weigh(self, state: State, fitnesses: Any) -> tuple[Float[Array, " pairs"], Info]:
         """What `evaluate` returns first, of the fitness of all members in order, (members,) or (members, prompts)."""
-        weights, info = self._weigh_scores(jnp.asarray(fitnesses, jnp.float32), state.generation)
+        weights, info = self._weigh_scores(as_scores(fitnesses), state.generation)
         return weights, info
 
     def update(self, state: State, weights: Any) -> State:
@@ -348,6 +351,7 @@ class EvolutionStrategy:
         self, state: State, fitness: Callable[..., Any], args: Any, carry: Any, has_aux: bool
     ) -> tuple[State, Layout | None, Any, Any]:
         """State, layout, arguments and carry (without weak types) on their devices, with the tree and chunk known."""
+        check_call(state, fitness, args, carry)
         self._known_trees.check(state.params)
         carry = jax.tree.map(strong, carry)
         state, layout = self._placement.state(state)

@@ -33,7 +33,7 @@ def alpha_at(generation: int, alpha: float, decay: float) -> float:
       UsageError: alpha or decay is not positive.
     """
     if not alpha > 0 or not decay > 0:
-        raise UsageError(f"expected alpha > 0 and decay > 0, got {alpha} and {decay}; the defaults are 4 and 1000")
+        raise UsageError(f"expected alpha > 0 and decay > 0, got {alpha} and {decay}; the defaults are 4 and 8000")
     return alpha if alpha <= 1 else 1 / ((2**alpha - 1) * generation / decay + 1)
 
 

@@ -36,13 +36,13 @@ class ChatConfig:
     stop: str = ""
     """Text whose single token ends the answer."""
     temperature: float = 0.7
-    """0 takes the likeliest token."""
+    """Temperature of the draws; 0 takes the likeliest token."""
     top_p: float = 0.9
     """Draw from the fewest likeliest tokens whose probabilities sum to this."""
     seed: int = 0
     """Seed of the draws, in [0, 2**32)."""
     dtype: str = ""
-    """float32, bfloat16 or int8; none: as the weights are stored."""
+    """Number format of the weights: float32, bfloat16 or int8; none: as they are stored."""
 
     def __post_init__(self) -> None:
         if self.tokens < 1:

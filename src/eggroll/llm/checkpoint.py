@@ -64,7 +64,7 @@ def _pth(path: Path) -> dict[str, np.ndarray]:
         import torch
     except ModuleNotFoundError:
         raise UsageError(
-            f'expected PyTorch to read {path}, got none; pip install "eggroll-es[llm]", or convert to safetensors'
+            f"expected PyTorch to read {path}, got none; pip install torch, or convert it to safetensors"
         ) from None
     try:
         with warnings.catch_warnings():

@@ -45,7 +45,7 @@ class FinetuneConfig(TaskSettings, EvolutionSettings, SampleFlags):
     model: str = TINY
     """Weights (.pth, .safetensors or a folder), a run's folder, or tiny (tiny:LAYERSxWIDTH): random ones, a million."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the weights while they are trained."""
+    """Number format of the weights while they are trained."""
     algorithm: Literal["auto", "eggroll", "openes", "grpo", "supervised"] = "auto"
     """What learns; auto: eggroll, and supervised of a model with random weights, which gets no reward."""
     objective: Literal["reward", "likelihood"] = "reward"

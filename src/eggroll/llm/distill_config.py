@@ -37,9 +37,9 @@ class DistillConfig(TaskSettings):
     alpha_decay: float = 0.99
     """Factor on alpha for each generation, in (0, 1]."""
     beta1_shift: int = 5
-    """The mean of gradients forgets 2^-this of itself in a generation."""
+    """The running mean of gradients forgets 2^-this of itself in a generation."""
     beta2_shift: int = 5
-    """The mean of their squares forgets 2^-this of itself in a generation."""
+    """The running mean of their squares forgets 2^-this of itself in a generation."""
     generations: int = 200
     """Updates to make."""
 

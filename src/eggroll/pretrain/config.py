@@ -13,6 +13,8 @@ from eggroll.runs.settings import RunSettings, check_at_least
 
 MOST_PARAMETERS = 2**33
 """Eight gibibytes of int8; a width out of a forged journal would ask for any amount."""
+MOST_MEMBERS = 2**26
+"""At rank 1; see `integer.update.update`."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,11 @@ class PretrainConfig(RunSettings):
                 raise UsageError(
                     f"expected an even {flag}, since members come in pairs, got {value}; use {value - 1} or {value + 1}"
                 )
+        if self.population_size > MOST_MEMBERS // self.rank:
+            raise UsageError(
+                f"expected --population-size of at most {MOST_MEMBERS // self.rank:,} at rank {self.rank}, whose sums "
+                f"are exact, got {self.population_size}; lower it"
+            )
         if self.population_size % self.group_size:
             raise UsageError(
                 f"expected --group-size to divide --population-size {self.population_size}, got {self.group_size}; "

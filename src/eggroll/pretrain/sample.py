@@ -46,11 +46,11 @@ class SampleConfig:
     bytes: int = 400
     """Bytes to write."""
     temperature: float = 0.75
-    """0 takes the likeliest byte; 1 samples the model as it is; counted in sixteenths."""
+    """Temperature of the draws: 0 takes the likeliest byte, 1 samples the model as it is; counted in sixteenths."""
     seed: int = 0
     """Seed of the draws, in [0, 2**64)."""
     generation: int | None = None
-    """Snapshot to use; none: the newest."""
+    """Generation whose snapshot is used; none: the newest."""
 
     def __post_init__(self) -> None:
         if self.bytes < 1:

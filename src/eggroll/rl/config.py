@@ -35,7 +35,7 @@ class SearchConfig(EvolutionSettings):
     sigma: float = 0.1
     """Standard deviation of a perturbation, in weight units."""
     shaping: Literal["z_score", "centred_rank"] = "z_score"
-    """From returns to utilities."""
+    """How returns become utilities: standard scores or ranks, over the population."""
     deterministic: bool = False
     """Take the likeliest action (or the mean) instead of drawing one."""
     episodes: int = 1
@@ -47,7 +47,7 @@ class SearchConfig(EvolutionSettings):
     target: float | None = None
     """Mean return of the mean policy at which the run ends; none: it makes all generations."""
     validation_episodes: int = 64
-    """Episodes of such an evaluation, the same ones each time."""
+    """Episodes of a validation of the mean policy, the same ones each time."""
     num_envs: int = 64
     """Most environments that a baseline steps side by side in the preset small; paper: as published."""
     tune: int = 0

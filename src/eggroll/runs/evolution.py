@@ -45,7 +45,7 @@ class PopulationSettings(RunSettings):
         super().__post_init__()
         for name in ("rank", "generations", "validate_every"):
             check_at_least(name, getattr(self, name), 1)
-        expect(0 < self.sigma < math.inf, "sigma", "> 0", self.sigma)
+        expect(0 < self.sigma < math.inf, "sigma", "> 0 and finite", self.sigma)
         expect(0 < self.sigma_decay <= 1, "sigma_decay", "in (0, 1]", self.sigma_decay)
         expect(0 <= self.max_seconds < math.inf, "max_seconds", "of at least 0", self.max_seconds)
         expect(self.target is None or math.isfinite(self.target), "target", "as a number", self.target)
@@ -55,6 +55,7 @@ class PopulationSettings(RunSettings):
     def _check_members(self) -> None:
         size, chunk, devices = self.population_size, self.chunk_size, self.devices
         expect(size >= 2 and size % 2 == 0, "population_size", "even, since members come in pairs", size)
+        expect(size < 2**31, "population_size", "below 2**31, as members are numbered in int32", size)
         expect(chunk == "auto" or (chunk >= 2 and chunk % 2 == 0), "chunk_size", "auto or even", chunk)
         shares = devices == "auto" or (devices >= 1 and size // 2 % devices == 0)
         expect(shares, "devices", f"auto or a divisor of the {size // 2} pairs", devices)
@@ -99,7 +100,7 @@ class EvolutionSettings(PopulationSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        expect(0 < self.learning_rate < math.inf, "learning_rate", "> 0", self.learning_rate)
+        expect(0 < self.learning_rate < math.inf, "learning_rate", "> 0 and finite", self.learning_rate)
         decay = self.learning_rate_decay
         expect(0 < decay <= 1, "learning_rate_decay", "in (0, 1]", decay)
 
@@ -126,6 +127,8 @@ def mesh_of(config: PopulationSettings, most: int | None = None) -> Mesh | None:
 
     Args:
       most: of the devices there are, where settings leave it open; none: all.
+    Raises:
+      UsageError: there are not as many.
     """
     import jax
 
@@ -134,6 +137,8 @@ def mesh_of(config: PopulationSettings, most: int | None = None) -> Mesh | None:
     count = config.devices
     if count == "auto":
         count = largest_divisor(config.population_size // 2, jax.device_count() if most is None else most)
+    present = jax.device_count()
+    expect(count <= present, "devices", f"of at most {present}, as many as there are, or auto", count)
     return device_mesh(count) if count > 1 else None
 
 

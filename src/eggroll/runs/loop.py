@@ -30,6 +30,7 @@ from eggroll.runs.peers import Alone, Peers, agreed_to_stop, told
 from eggroll.runs.progress import GenerationBar, Shown
 from eggroll.runs.shared_state import pack_shared, unpack_shared
 from eggroll.runs.signals import stop_requests
+from eggroll.runs.stops import check_fitness, memory_of
 from eggroll.runs.tracking import Trackers
 
 STATUS_INTERRUPTED = 130
@@ -121,6 +122,8 @@ class Loop:
             self.state = self.state._replace(shared=unpack_shared(self.state.shared, known.shared))
         else:
             evaluated = yield Call("evaluate", (self.state, generation))
+            if known is None:
+                check_fitness(evaluated, generation)
             weights, measured = self._settle(evaluated, known), evaluated.metrics
             self.state = self.state._replace(carry=evaluated.carry, shared=evaluated.shared)
         settled, self.weights = time.perf_counter(), weights
@@ -205,6 +208,7 @@ def run(
     """
     peers = peers or Alone()
     with ExitStack() as stack:
+        stack.enter_context(memory_of(job.config))
         stop = stack.enter_context(stop_requests())
         hidden = peers.process > 0
         bar = stack.enter_context(GenerationBar(job.name, job.generations, job.log_every, hidden))
@@ -230,6 +234,7 @@ def run_together(
         moment ask for comes in one call. A result must not depend on which others are asked for.
     """
     with ExitStack() as stack:
+        stack.enter_context(memory_of(jobs[0].config))
         stop = stack.enter_context(stop_requests())
         total = sum(job.generations for job in jobs)
         bar = stack.enter_context(GenerationBar(f"{jobs[0].name} × {len(jobs)}", total, jobs[0].log_every))

@@ -60,11 +60,11 @@ class SampleFlags:
     pass_k: int = 1
     """Fitness is the chance that at least one of so many completions is right, estimated from --samples of them."""
     temperature: float = 0.0
-    """Of the members' completions; 0 takes the likeliest token. grpo and --samples above 1 need more."""
+    """Temperature of the members' completions; 0 takes the likeliest token. grpo and --samples above 1 need more."""
     top_p: float = 1.0
     """Draw from the fewest likeliest tokens whose probabilities sum to this."""
     validation_samples: int = 1
-    """Completions of each of them; with more than one, drawn at --temperature, distinct right answers are counted."""
+    """Completions of each held-out prompt; more than one are drawn at --temperature, distinct right ones counted."""
 
     def check_sampling(self) -> None:
         """Refuse what cannot be.

@@ -38,7 +38,7 @@ class TheoryConfig:
     out: Path | None = None
     """Folder for FIGURE.png and FIGURE.json, which must not exist there; none: a fresh name under runs/."""
     seed: int = 0
-    """Of fitness functions and draws, at least 0."""
+    """Seed of fitness functions and draws, at least 0."""
     quick: bool = False
     """Fewer samples: rougher figures, in a fraction of the time."""
 
@@ -62,9 +62,9 @@ class IntensityConfig:
     tokens: int = 1
     """Rows that each member multiplies."""
     dtype: str = "bfloat16"
-    """Of weights, inputs and noise: float32 (TF32), bfloat16, float16, float8 or int8."""
+    """Number format of weights, inputs and noise: float32 (TF32), bfloat16, float16, float8 or int8."""
     chip: str = "h100"
-    """Whose peak and bandwidth: a100, h100, h200, b200, mi300x, v5e or v6e."""
+    """Chip whose peak and bandwidth count: a100, h100, h200, b200, mi300x, v5e or v6e."""
     intensity: float = 0.0
     """Operations a byte that saturate, in place of the chip's (the paper's: 300); 0: the chip's."""
     out: Path | None = None

@@ -23,7 +23,7 @@ class MarketSettings:
 
 @dataclass(frozen=True)
 class PretrainConfig(PopulationSettings, MarketSettings):
-    """Settings of a pretraining run, by cross-entropy and its gradient."""
+    """Learn the messages of a limit order book, by cross-entropy and its gradient."""
 
     job: Literal["trade-pretrain"] = "trade-pretrain"
     """Name of the job, recorded."""
@@ -38,11 +38,11 @@ class PretrainConfig(PopulationSettings, MarketSettings):
     length: int = 256
     """Messages of a stretch."""
     width: int = 64
-    """Of the model."""
+    """Units of the model's residual stream."""
     layers: int = 4
-    """S5 layers."""
+    """S5 layers of the model."""
     state: int = 64
-    """Of each layer, even; conjugate pairs count as two."""
+    """Numbers of each layer's state, even; conjugate pairs count as two."""
     markets: int = 64
     """Generated days to learn from."""
     market_messages: int = 8192
@@ -69,7 +69,7 @@ class PretrainConfig(PopulationSettings, MarketSettings):
 
 @dataclass(frozen=True)
 class ExecuteConfig(EvolutionSettings, MarketSettings):
-    """Settings of a fine-tuning run on executing orders."""
+    """Fine-tune a model of messages to execute an order, by EGGROLL."""
 
     job: Literal["trade-execute"] = "trade-execute"
     """Name of the job, recorded."""
@@ -80,11 +80,11 @@ class ExecuteConfig(EvolutionSettings, MarketSettings):
     quantity: int = 400
     """Shares to trade within the horizon."""
     decisions: int = 16
-    """How often the model may replace its order."""
+    """Times that the model may replace its order within the horizon."""
     interval: int = 16
     """Messages of others between two decisions."""
     temperature: float = 1.0
-    """Of the draw of price and size; 0: the likeliest, which few perturbations change."""
+    """Temperature of the draw of price and size; 0: the likeliest, which few perturbations change."""
     episodes: int = 8
     """Episodes of a member in a generation, the same ones for all."""
     risk_aversion: float = 1.0
@@ -109,7 +109,7 @@ class ExecuteConfig(EvolutionSettings, MarketSettings):
     rate_units: Literal["paper", "plain"] = "paper"
     """paper: SGD's step size is times sigma^2 sqrt(population size), as the paper's tables mean it; plain: as it is."""
     markets: int = 256
-    """Books that training episodes begin with, and as many again held out."""
+    """Order books that training episodes begin with, and as many again held out."""
     validation_episodes: int = 256
     """Held-out episodes that the mean and the plain ways are compared on."""
     validate_every: int = 10
@@ -142,7 +142,7 @@ class ExecuteConfig(EvolutionSettings, MarketSettings):
 
 @dataclass(frozen=True)
 class GenerateConfig:
-    """Settings of eggroll trade generate."""
+    """Write days of a generated market in LOBSTER's format."""
 
     out: Path
     """Folder for message and order-book files in LOBSTER's format."""
@@ -151,13 +151,13 @@ class GenerateConfig:
     messages: int = 10_000
     """Messages of a day."""
     levels: int = 10
-    """Of the order book."""
+    """Levels of the order book on each side, at most 50."""
     seed: int = 0
     """Seed of the first day, in [0, 2**32)."""
     calibration: str = ""
     """Numbers of the market, from eggroll trade calibrate; none: those of the built-in one."""
     price: int = 5_850_000
-    """Where it opens, in 1/10,000 dollar."""
+    """Price at which the market opens, in 1/10,000 dollar."""
 
     def __post_init__(self) -> None:
         for name in ("days", "messages", "levels"):
@@ -169,7 +169,7 @@ class GenerateConfig:
 
 @dataclass(frozen=True)
 class CalibrateConfig:
-    """Settings of eggroll trade calibrate."""
+    """Measure a day of LOBSTER's for the generated market."""
 
     messages: Path
     """LOBSTER message file; its order-book file, of ten levels or more, stands beside it."""

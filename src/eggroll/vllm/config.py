@@ -21,9 +21,9 @@ class VllmConfig(GroupSettings, EvolutionSettings, TaskFlags, SampleFlags):
     model: str = ""
     """Folder of a checkpoint (config.json and safetensors), or a name of Hugging Face."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Of the engine's weights; auto: the checkpoint's own."""
+    """Number format of the engine's weights; auto: the checkpoint's own."""
     precision: Literal["master", "stochastic"] = "master"
-    """Of updates of 16-bit weights: float32 master copies, or rounded up or down at random (bfloat16 alone)."""
+    """How 16-bit weights are updated: float32 master copies, or rounded up or down at random (bfloat16 alone)."""
     optimizer: Literal["sgd", "adam"] = "adam"
     """Optimiser that takes the estimated gradient."""
     population_size: int = 64

@@ -1,0 +1,1 @@
+"""`eggroll doctor`: what this machine has, whether it computes what it should, and what fits."""
