@@ -21,6 +21,7 @@ _MODULES = {
     "mkdocs-material": "material",
     "orbax-checkpoint": "orbax",
     "pytest-xdist": "xdist",
+    "pyyaml": "yaml",
     "scikit-learn": "sklearn",
 }
 """Distribution → module, where this is not the same name."""
@@ -59,7 +60,7 @@ def package(requirement: Requirement) -> Package:
         return Package(name, "", "absent")
     except Exception as error:
         return Package(name, "", f"its metadata cannot be read: {type(error).__name__}")
-    if not _is_found(module):
+    if not any(map(_is_found, [module, *_brought_by(name)])):
         return Package(name, version, f"its module {module} cannot be found")
     if not _within(version, requirement.limits):
         return Package(name, version, f"expected {requirement.limits}")
@@ -134,6 +135,12 @@ def _requirement(line: str, extra: str) -> Requirement:
     parts = re.match(r"\s*([\w.-]+)\s*(?:\[([^\]]*)\])?\s*\(?([^;)]*)", line)
     name, inner, limits = parts.groups() if parts else (line, "", "")
     return Requirement(name, tuple(filter(None, re.split(r"[\s,]+", inner or ""))), limits.strip(), extra)
+
+
+def _brought_by(name: str) -> set[str]:
+    """The top-level modules among a distribution's files."""
+    files = [file.parts[0] for file in metadata.files(name) or () if file.suffix == ".py"]
+    return {part.removesuffix(".py") for part in files} - {".."}
 
 
 def _is_found(module: str) -> bool:
