@@ -72,10 +72,11 @@ def table(home: Path) -> str:
     return "\n".join(lines)
 
 
-def speed(model: str, population: int) -> None:
+def speed(**settings: Any) -> None:
     """Both write as many completions, greedily, all at once; medians of turns."""
-    settings: dict[str, Any] = {"chunk_size": population, "population_size": population, "devices": 1}
-    config, made = prepared(FinetuneConfig(model=model, algorithm="eggroll", task_options=TASK, **settings))
+    population = settings["population_size"]
+    settings |= {"chunk_size": population, "devices": 1, "algorithm": "eggroll", "task_options": TASK}
+    config, made = prepared(FinetuneConfig(**settings))
     own = made.population
     assert own is not None
     batch = own.prompts.of_generation(0)
@@ -98,6 +99,9 @@ def speed(model: str, population: int) -> None:
     for name, values in rates.items():
         print(f"{name}: {statistics.median(values):,.0f} tokens/s ({min(values):,.0f}–{max(values):,.0f})")
     print(f"{statistics.median(rates['population']) / statistics.median(rates['plain']):.0%}")
+    for device in jax.local_devices():
+        peak = (device.memory_stats() or {}).get("peak_bytes_in_use")
+        print(f"{device.device_kind}: {f'{peak / 2**30:.1f} GiB at most' if peak else 'memory not told'}")
 
 
 def main() -> None:
@@ -109,13 +113,17 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--population-size", type=int, default=64)
+    parser.add_argument("--prompts", type=int, default=16)
+    parser.add_argument("--tokens", type=int, default=16)
+    parser.add_argument("--dtype", default="float32")
     given = parser.parse_args()
     if given.command == "run":
         queue(given.home, given.seconds, given.seeds)
     elif given.command == "table":
         print(table(given.home))
     else:
-        speed(given.model, given.population_size)
+        names = ("model", "population_size", "prompts", "tokens", "dtype")
+        speed(**{name: getattr(given, name) for name in names})
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """`eggroll bench speed`: what it times is the model itself, its tables are the paper's, and it leaves a run folder."""
 
 import json
+import time
 
 import jax
 import jax.numpy as jnp
@@ -80,6 +81,13 @@ def test_interleaved_takes_turns():
     names = {name: (lambda name=name: order.append(name)) for name in "ab"}
     times = interleaved(names, 2, warm=True)
     assert "".join(order) == "ab" + 2 * "aabb" and set(times) == {"a", "b"} and min(times.values()) >= 0
+
+
+def test_short_calls_are_timed_in_a_row_and_long_ones_alone():
+    order = []
+    calls = {"short": lambda: order.append("s"), "long": lambda: order.append("l") or time.sleep(0.02)}
+    times = interleaved(calls, 2, queued=3)
+    assert "".join(order) == "ssll" + 2 * "sssl" and times["short"] < 0.02 <= times["long"]
 
 
 def test_the_command_leaves_numbers_and_a_figure(tmp_path, capsys):

@@ -14,7 +14,7 @@ GRADIENT = ("grpo", "supervised")
 """Algorithms that follow a gradient."""
 TINY = "tiny"
 """The model that begins with random weights; tiny:LAYERSxWIDTH is one of another size."""
-_WIDTHS = range(32, 1025, 32)
+_WIDTHS = range(32, 4097, 32)
 """Heads have 32 numbers each."""
 
 
@@ -127,6 +127,6 @@ def random_size(model: str) -> tuple[int, int]:
     numbers = [int(text) if text.isascii() and text.isdecimal() and len(text) < 5 else 0 for text in (layers, width)]
     if not 1 <= numbers[0] <= 64 or numbers[1] not in _WIDTHS:
         raise UsageError(
-            f"expected tiny:LAYERSxWIDTH, 1 to 64 layers and a width of 32, 64, … 1024, got {model}; such as tiny:3x64"
+            f"expected tiny:LAYERSxWIDTH, 1 to 64 layers and a width of 32, 64, … 4096, got {model}; such as tiny:3x64"
         )
     return numbers[0], numbers[1]
