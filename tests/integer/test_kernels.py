@@ -92,7 +92,7 @@ def test_other_ranks_and_shapes_go_by_xla(monkeypatch):
     monkeypatch.setenv("EGGROLL_KERNELS", "interpret")
     monkeypatch.setattr(kernels, "perturbed_product", lambda *_, **__: pytest.fail("the kernel ran"))
     generator = np.random.default_rng(0)
-    for pairs, outputs, rank in ((128, 256, 4), (64, 256, 1), (128, 64, 1)):
+    for pairs, outputs, rank in ((128, 256, 4), (32, 256, 1), (128, 64, 1)):
         x, weight = int8(generator, False, 2, pairs, 64), int8(generator, False, outputs, 64)
         factors = arithmetic.Factors(
             int8(generator, False, pairs, rank, outputs), int8(generator, False, pairs, rank, 64)

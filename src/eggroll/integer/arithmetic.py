@@ -29,7 +29,7 @@ EXACT_BLOCK = 1024
 
 AUTO_KERNEL = "pallas"
 """The mode of `core.dispatch` that "auto" stands for in `linear`."""
-TILES = kernels.Tiles(128, 256, 64)
+TILES = kernels.Tiles()
 """Of the kernel in `linear`."""
 
 _INT32_MAX = 2**31 - 1

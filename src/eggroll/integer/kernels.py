@@ -24,10 +24,10 @@ class Tiles(NamedTuple):
     On a GPU `rows` and `columns` are 16 or more and `inner` 32 or more.
     """
 
-    rows: int = 128
+    rows: int = 64
     columns: int = 128
-    inner: int = 128
-    warps: int = 8
+    inner: int = 64
+    warps: int = 4
     stages: int = 3
 
 
