@@ -29,8 +29,6 @@ EXACT_BLOCK = 1024
 
 AUTO_KERNEL = "pallas"
 """The mode of `core.dispatch` that "auto" stands for in `linear`."""
-TILES = kernels.Tiles()
-"""Of the kernel in `linear`."""
 
 _INT32_MAX = 2**31 - 1
 
@@ -228,10 +226,11 @@ def linear(
         return saturate(product >> scaling.output)
 
     def kernel(x: Array, weight: Array, a: Array, b: Array, interpret: bool) -> Array:
-        product = kernels.perturbed_product(x, weight, a[:, 0], b[:, 0], scaling, tiles=TILES, interpret=interpret)
+        product = kernels.perturbed_product(x, weight, a[:, 0], b[:, 0], scaling, tiles=tiles, interpret=interpret)
         return product.astype(jnp.int32)
 
-    suits = rank == 1 and signs.shape[0] == 2 and kernels.fits(TILES, x.shape[-2], inputs, outputs)
+    tiles = kernels.tiles_for(inputs)
+    suits = rank == 1 and signs.shape[0] == 2 and kernels.fits(tiles, x.shape[-2], inputs, outputs)
     result: Array = dispatch.choose(kernel if suits else None, plain, x, weight, *factors, auto=AUTO_KERNEL)
     return result
 

@@ -232,12 +232,16 @@ def hidden_forward(
     def layer(x: Array, inputs: Any) -> tuple[Array, Array]:
         block, block_noise, h = inputs
 
-        def several_steps(h: Array, inputs: tuple[Array, Array]) -> tuple[Array, Array]:
-            return block_forward(block, block_noise, config, signs, h, *inputs)
+        def several_steps(index: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+            h, x = carry
+            h, out = block_forward(block, block_noise, config, signs, h, x[index], starts_of[index])
+            return h, x.at[index].set(out)
 
-        h, x = lax.scan(several_steps, h, (x, starts.reshape(-1, steps, starts.shape[1])))
+        h, x = lax.fori_loop(0, x.shape[0], several_steps, (h, x))
         return x, h
 
+    # in place: a scan over the steps would fill an array for its results first
+    starts_of = starts.reshape(-1, steps, starts.shape[1])
     blocked = x.reshape(-1, steps, *x.shape[1:])
     blocked, state = lax.scan(layer, blocked, (parameters["blocks"], noise["blocks"], state))
     return blocked.reshape(x.shape), state
