@@ -1,8 +1,8 @@
 """Which code computes the members' product and the update: XLA's own, or a Pallas kernel. Decided here alone.
 
 The environment variable EGGROLL_KERNELS says: "auto" (the default), "xla", "pallas" (on CUDA, where shapes divide into
-tiles) or "interpret" (the kernels on any device, slowly, to test). "auto" is XLA everywhere until the kernels have been
-measured on a GPU. It is read when a function is traced.
+tiles) or "interpret" (the kernels on any device, slowly, to test). "auto" is XLA everywhere but for those products that
+ask for a kernel by themselves. It is read when a function is traced.
 """
 
 from __future__ import annotations
@@ -30,14 +30,16 @@ def kernel_mode() -> str:
     return mode
 
 
-def choose(kernel: Callable[..., Any] | None, plain: Callable[..., Any], *args: jax.Array) -> Any:
+def choose(kernel: Callable[..., Any] | None, plain: Callable[..., Any], *args: jax.Array, auto: str = "xla") -> Any:
     """`kernel(*args, interpret=…)` where the mode and the device want it, else `plain(*args)`.
 
     Args:
       kernel: None where the shapes or settings do not suit one.
+      auto: the mode that "auto" stands for here.
     """
     mode = kernel_mode()
-    if kernel is None or mode in ("auto", "xla"):
+    mode = auto if mode == "auto" else mode
+    if kernel is None or mode == "xla":
         return plain(*args)
     if mode == "interpret":
         return kernel(*args, interpret=True)

@@ -51,8 +51,9 @@ def stream_keys(
 ) -> Words:
     """The keys of some streams of each pair, as `noise.stream_key` gives them.
 
-    They are computed in a loop over streams, which XLA keeps: without one it would fold the 26 rounds of a key into
-    whatever uses it, and compute them again for each element (measured: 10 to 20 times the cost of a draw).
+    XLA must not fold the 26 rounds of a key into whatever uses it, and compute them again for each element (measured:
+    10 to 20 times the cost of a draw). On CPUs a loop over streams keeps it from that; on CUDA a loop would cost more
+    than the keys, and a barrier does so too.
 
     Args:
       streams: (leaf identity, factor) of each, at least one.
@@ -62,15 +63,26 @@ def stream_keys(
     Returns:
       Two int32 arrays (streams, pairs).
     """
-    rows = [*streams, *streams[:1]] if len(streams) == 1 else streams  # a loop of one step would be inlined
-    leaf, factor = (jnp.array(column, jnp.int32) for column in zip(*rows, strict=True))
+    leaf, factor = (jnp.array(column, jnp.int32) for column in zip(*streams, strict=True))
+    return lax.platform_dependent(leaf, factor, seed, generation, pairs, cuda=_keys_at_once, default=_keys_in_turn)
 
+
+def _keys_in_turn(leaf: Array, factor: Array, seed: Array, generation: Array, pairs: Array) -> Words:
     def one(stream: Words) -> Words:
         counters = {"leaf": stream[0], "factor": stream[1], "generation": generation}
         return noise.stream_key(seed=seed, **counters, pair=pairs)
 
+    count = leaf.shape[0]
+    if count == 1:  # a loop of one step would be inlined
+        leaf, factor = (jnp.concatenate([own, own]) for own in (leaf, factor))
     first, second = lax.map(one, (leaf, factor))
-    return first[: len(streams)], second[: len(streams)]
+    return first[:count], second[:count]
+
+
+def _keys_at_once(leaf: Array, factor: Array, seed: Array, generation: Array, pairs: Array) -> Words:
+    every = jnp.broadcast_to(pairs, (leaf.shape[0], *pairs.shape))
+    counters = {"leaf": leaf[:, None], "factor": factor[:, None], "generation": generation}
+    return lax.optimization_barrier(noise.stream_key(seed=seed, **counters, pair=every))
 
 
 def draw_elements(

@@ -18,12 +18,17 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Int8, Int32, Integer
 
+from eggroll.core import dispatch
 from eggroll.core.errors import UsageError
+from eggroll.integer import kernels
 
-LIMIT = 127
+LIMIT = kernels.LIMIT
 FRACTION_BITS = 4
 EXACT_BLOCK = 1024
 """Inputs of one float32 block: 127² · 1024 < 2²⁴, so that its sums are exact."""
+
+AUTO_KERNEL = "pallas"
+"""The mode of `core.dispatch` that "auto" stands for in `linear`."""
 
 _INT32_MAX = 2**31 - 1
 
@@ -161,6 +166,12 @@ def perturbation_shift(sigma_shift: int, rank: int) -> int:
     return FRACTION_BITS + sigma_shift + (rank.bit_length() - 1) // 2
 
 
+def sum_limit(inputs: int, rank: int) -> int | None:
+    """What `|c_k|` is cut to so that `Σ_k c_k·A_k` stays within int32; None where it does so by itself."""
+    limit = _INT32_MAX // (LIMIT * rank)
+    return limit if LIMIT * LIMIT * inputs > limit else None
+
+
 def perturbation(
     x: Int8[Array, "*time signs pairs inputs"],
     factors: Factors,
@@ -169,12 +180,12 @@ def perturbation(
 ) -> Int32[Array, "*time signs pairs outputs"]:
     """`(Σ_k c_k · ±A_k) ≫ (4 + s + log2(r)/2)` with `c_k = x·B_k`, clipped so that no int32 sum overflows."""
     rank, inputs = factors.b.shape[1:]
-    limit = _INT32_MAX // (LIMIT * rank)
+    limit = sum_limit(inputs, rank)
     total = jnp.int32(0)
     for k in range(rank):
         a, b = (expand(side[:, k].astype(jnp.int32), x.ndim) for side in factors)
         c = row_sum(x.astype(jnp.int32) * b)[..., None]
-        if LIMIT * LIMIT * inputs > limit:
+        if limit is not None:
             c = jnp.clip(c, -limit, limit)
         total = total + (c * expand(signs, x.ndim)) * a
     return total >> perturbation_shift(sigma_shift, rank)
@@ -198,11 +209,30 @@ def linear(
     signs: Int32[Array, "signs 1 1"],
     sigma_shift: int,
 ) -> Int32[Array, "*time signs pairs outputs"]:
-    """`sat((x·Wᵀ + ((x·B)·±Aᵀ ≫ …)) // (16·√inputs))`; values in [−127, 127], kept in int32 for what follows."""
-    product = matmul(x, weight)
-    if factors is not None:
-        product = product + perturbation(x, factors, signs, sigma_shift)
-    return saturate(product >> output_shift(x.shape[-1]))
+    """`sat((x·Wᵀ + ((x·B)·±Aᵀ ≫ …)) // (16·√inputs))`; values in [−127, 127], kept in int32 for what follows.
+
+    By XLA or by a kernel, as `core.dispatch` chooses: the same integers.
+
+    Args:
+      signs: [+1, −1], or [+1] without factors.
+    """
+    if factors is None:
+        return saturate(matmul(x, weight) >> output_shift(x.shape[-1]))
+    (outputs, inputs), rank = weight.shape, factors.b.shape[1]
+    scaling = kernels.Scaling(perturbation_shift(sigma_shift, rank), output_shift(inputs), sum_limit(inputs, rank))
+
+    def plain(x: Array, weight: Array, a: Array, b: Array) -> Array:
+        product = matmul(x, weight) + perturbation(x, Factors(a, b), signs, sigma_shift)
+        return saturate(product >> scaling.output)
+
+    def kernel(x: Array, weight: Array, a: Array, b: Array, interpret: bool) -> Array:
+        product = kernels.perturbed_product(x, weight, a[:, 0], b[:, 0], scaling, tiles=tiles, interpret=interpret)
+        return product.astype(jnp.int32)
+
+    tiles = kernels.tiles_for(inputs)
+    suits = rank == 1 and signs.shape[0] == 2 and kernels.fits(tiles, x.shape[-2], inputs, outputs)
+    result: Array = dispatch.choose(kernel if suits else None, plain, x, weight, *factors, auto=AUTO_KERNEL)
+    return result
 
 
 def floor_divide(numerator: Int32[Array, "*shape"], divisor: Int32[Array, "*divisor"]) -> Int32[Array, "*shape"]:

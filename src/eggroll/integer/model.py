@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Int8, Int32, UInt8
+from jaxtyping import Array, Bool, Int8, Int32, Integer, UInt8
 
 from eggroll.core.errors import UsageError
 from eggroll.integer.arithmetic import (
@@ -33,6 +33,8 @@ from eggroll.integer.arithmetic import (
 VOCABULARY = 256
 BLOCK_ROWS = 4096
 """Rows of one matrix product that the time axis is blocked to: enough for full speed, few enough for the cache."""
+ACCELERATOR_BLOCK_ROWS = 65536
+"""The same on accelerators, where fewer rows would leave some of them idle."""
 
 Parameters = dict[str, Any]
 """`embedding`, `head`, `norm_out`, and under `blocks`, stacked over layers, `norm1`, `Wf`, `Uf`, `bf`, `Wh`, `Uh`,
@@ -148,15 +150,15 @@ def embed(
 
 def vector(
     value: Int8[Array, "width"],
-    product: Int32[Array, "pairs width"] | None,
+    product: Integer[Array, "pairs width"] | None,
     signs: Int32[Array, "signs 1 1"],
     config: Config,
 ) -> Int32[Array, "signs #pairs width"]:
-    """`sat(p + ((±a·b) ≫ (4 + s)))`, with `product` = a·b."""
+    """`sat(p + ((±a·b) ≫ (4 + s)))`, with `product` = a·b, which 16 bits hold."""
     base = value.astype(jnp.int32)[None, None]
     if product is None:
         return base
-    return saturate(base + ((product[None] * signs) >> (FRACTION_BITS + config.sigma_shift)))
+    return saturate(base + ((product.astype(jnp.int32)[None] * signs) >> (FRACTION_BITS + config.sigma_shift)))
 
 
 def gated_step(
@@ -208,8 +210,9 @@ def block_forward(
 
 
 def time_block(steps: int, rows: int) -> int:
-    """The largest divisor of `steps` that keeps a product within BLOCK_ROWS rows, and at least 1."""
-    return max(d for d in range(1, steps + 1) if steps % d == 0 and (d == 1 or d * rows <= BLOCK_ROWS))
+    """The largest divisor of `steps` that keeps a product within the rows of a block, and at least 1."""
+    most = BLOCK_ROWS if jax.default_backend() == "cpu" else ACCELERATOR_BLOCK_ROWS
+    return max(d for d in range(1, steps + 1) if steps % d == 0 and (d == 1 or d * rows <= most))
 
 
 def hidden_forward(
@@ -229,12 +232,16 @@ def hidden_forward(
     def layer(x: Array, inputs: Any) -> tuple[Array, Array]:
         block, block_noise, h = inputs
 
-        def several_steps(h: Array, inputs: tuple[Array, Array]) -> tuple[Array, Array]:
-            return block_forward(block, block_noise, config, signs, h, *inputs)
+        def several_steps(index: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+            h, x = carry
+            h, out = block_forward(block, block_noise, config, signs, h, x[index], starts_of[index])
+            return h, x.at[index].set(out)
 
-        h, x = lax.scan(several_steps, h, (x, starts.reshape(-1, steps, starts.shape[1])))
+        h, x = lax.fori_loop(0, x.shape[0], several_steps, (h, x))
         return x, h
 
+    # in place: a scan over the steps would fill an array for its results first
+    starts_of = starts.reshape(-1, steps, starts.shape[1])
     blocked = x.reshape(-1, steps, *x.shape[1:])
     blocked, state = lax.scan(layer, blocked, (parameters["blocks"], noise["blocks"], state))
     return blocked.reshape(x.shape), state
@@ -270,7 +277,7 @@ def forward(
     Args:
       parameters: see `Parameters`.
       factors: the chunk's perturbations in the same tree (`Factors` for a matrix with blocks stacked in front,
-        (pairs, width) int32 products for a vector), or None for the unperturbed model.
+        (pairs, width) int16 products for a vector), or None for the unperturbed model.
       tokens: time + 1 bytes of each pair: inputs are all but the last, targets all but the first.
       state: int8; where an input byte is 0 it is reset before that step.
       counted: which targets enter the sum; all of them by default.

@@ -59,7 +59,7 @@ def chunk_factors(config: Config, *, seed: Seed, generation: Array, pairs: Int32
 
     Returns:
       Matrices: `Factors` of int8 (layers, pairs, rank, rows), without the layers axis outside the blocks. Vectors:
-      int32 products a·b (layers, pairs, width), likewise.
+      int16 products a·b (layers, pairs, width), likewise.
     """
     keys = streams(config, seed=seed, generation=generation, pairs=pairs)
     leaves: dict[str, Any] = {}
@@ -69,7 +69,8 @@ def chunk_factors(config: Config, *, seed: Seed, generation: Array, pairs: Int32
             sides = (noise.FACTOR_A, shape[-2]), (noise.FACTOR_B, shape[-1])
             leaves[path] = Factors(*(_matrix_factor(keys, path, side, layers, n, config.rank) for side, n in sides))
         else:
-            leaves[path] = vector_products(keys, path, _layer_offsets(layers, shape[-1]), shape[-1])
+            products = vector_products(keys, path, _layer_offsets(layers, shape[-1]), shape[-1])
+            leaves[path] = products.astype(jnp.int16)
     return nested(leaves)
 
 

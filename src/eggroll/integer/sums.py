@@ -1,23 +1,31 @@
 """`Z = Σ_p F_p·A_p·B_pᵀ` of one layer of one leaf, or of some rows of it, exactly.
 
-It is summed in blocks of pairs that stay exact in float32 and in two int32 words across blocks, so that the result
-depends on neither chunking nor device. Memory is that of one layer and one block, whatever model and population.
+It is summed in blocks of pairs that stay exact (in float32 on CPUs, in int32 on accelerators) and in two int32 words
+across blocks, so that the result depends on neither chunking nor device. Memory is that of one layer and one block,
+whatever model and population.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Int8, Int32
 
 from eggroll.core import noise
+from eggroll.core.mesh import largest_divisor
 from eggroll.integer.arithmetic import EXACT_BLOCK, expand, matmul
 from eggroll.integer.model import Config, is_matrix
 from eggroll.integer.perturbation import Seed, Streams, streams, vector_products
 
 Z_LIMIT = 2**27 - 1
+ACCELERATOR_BLOCK = 2**15
+"""Pairs times rank of a block on accelerators, where a few large products cost less than many small ones: 127² · 2¹⁵ <
+2³¹, so that its int32 sums are exact."""
+ACCELERATOR_BYTES = 2**28
+"""Most memory there for a block's factors, and for its product by slices."""
 
 
 class Words(NamedTuple):
@@ -77,7 +85,7 @@ def layer_sums(
       layer: of a stacked leaf; 0 for others.
       signs: of the pairs from `first_pair` on; up to 2²⁵ · (1/rank).
     """
-    block = min(EXACT_BLOCK // config.rank, signs.shape[0])
+    block = block_pairs(config.rank, part.size + columns, signs.shape[0])
     blocks = -(-signs.shape[0] // block)
     padded = jnp.pad(signs, (0, blocks * block - signs.shape[0]))
 
@@ -93,6 +101,20 @@ def layer_sums(
     return lax.fori_loop(0, blocks, body, zero_words((part.size, columns) if is_matrix(path) else (part.size,)))
 
 
+def block_pairs(rank: int, rows: int, pairs: int) -> int:
+    """Pairs that are summed at once.
+
+    Args:
+      rows: of A and of B together, of which a pair draws `rank` bytes each.
+      pairs: in all.
+    """
+    few = EXACT_BLOCK // rank
+    if jax.default_backend() == "cpu":
+        return min(few, pairs)
+    most = min(ACCELERATOR_BLOCK // rank, ACCELERATOR_BYTES // (rows * rank))
+    return few * max(1, min(most // few, -(-pairs // few)))
+
+
 def _matrix_sum(
     keys: Streams, path: str, columns: int, part: Part, layer: Array, weights: Array, rank: int
 ) -> Int32[Array, "rows columns"]:
@@ -103,4 +125,16 @@ def _matrix_sum(
 
     a = side(noise.FACTOR_A, part) * expand(weights[:, None], 3)
     b = side(noise.FACTOR_B, Part(0, columns, columns))
-    return matmul(a.reshape(part.size, -1), b.reshape(columns, -1))
+    a, b = a.reshape(part.size, -1), b.reshape(columns, -1)
+    if a.shape[1] <= EXACT_BLOCK:
+        return matmul(a, b)
+    return _sliced_matmul(a, b)
+
+
+def _sliced_matmul(a: Int8[Array, "rows inputs"], b: Int8[Array, "columns inputs"]) -> Int32[Array, "rows columns"]:
+    """`a · bᵀ` of few rows and many inputs, as several products at once: one alone would keep few processors busy."""
+    most = max(1, ACCELERATOR_BYTES // (4 * a.shape[0] * b.shape[0]))
+    slices = largest_divisor(a.shape[1] // EXACT_BLOCK, most)
+    left, right = (side.reshape(side.shape[0], slices, -1) for side in (a, b))
+    inputs_by_slice = (((2,), (2,)), ((1,), (1,)))
+    return jnp.sum(lax.dot_general(left, right, inputs_by_slice, preferred_element_type=jnp.int32), axis=0)
