@@ -1,5 +1,6 @@
 """`errors.md`, the list of what one sees after a mistake: each mistake is made, and its line is seen."""
 
+import contextlib
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import time
 import tomllib
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import pytest
@@ -164,10 +166,12 @@ def test_nobody_reads(words):
 def test_ctrl_c_at_the_start():
     """While an engine is imported, which takes a second or more."""
     case = entry("Ctrl-C while a command starts")
-    process = subprocess.Popen(
-        [*EGGROLL, *case.typed.split()[1:]], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    with process:
+    command = [*EGGROLL, *case.typed.split()[1:]]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    # a shell's background jobs ignore the signal, and so would their children
+    process = subprocess.Popen(command, **pipes, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    with process, contextlib.ExitStack() as stack:
+        stack.callback(process.kill)
         maps = Path(f"/proc/{process.pid}/maps")
         deadline = time.monotonic() + 30
         while "numpy" not in maps.read_text() and time.monotonic() < deadline:
