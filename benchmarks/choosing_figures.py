@@ -174,6 +174,7 @@ def tables(result: dict[str, Any]) -> str:
             "share": row(task["share"], "share", str),
             "shaping": row(task["shaping"], "shaping", str),
             "schedule": row(task["schedule"], "schedule", str),
+            **references(task["references"]),
         }
         parts += [f"## {name}: {task['goal']}", *(f"**{title}**\n\n{text}" for title, text in shown.items())]
     return "\n\n".join(parts)
@@ -197,6 +198,26 @@ def grid(points: Points, down: str, across: str, corner: str) -> str:
 def row(points: Points, name: str, label: Callable[[Any], str]) -> str:
     head = " | ".join(label(point[name]) for point in points)
     return f"| {name} | {head} |\n|{'---|' * (len(points) + 1)}\n| score | {' | '.join(map(told, points))} |"
+
+
+def references(found: dict[str, Any]) -> dict[str, str]:
+    """Backpropagation, and the scores of the seeds that answer so many classes."""
+    if not found:
+        return {}
+    points = [{"rate": rate, **summary(scores)} for rate, scores in zip(found["rates"], found["scores"], strict=True)]
+    lines = ["| fitness, perturbation | score | seeds by classes never answered |", "|---|---|---|"]
+    for name, own in found.items():
+        if isinstance(own, dict):
+            counts = (f"{own['unanswered'].count(count)} with {count}" for count in sorted(set(own["unanswered"])))
+            lines.append(f"| {name} | {told(summary(own['scores']))} | {', '.join(counts)} |")
+    title = f"backpropagation: Adam on the cross-entropy, {found['updates']} updates"
+    return {title: row(points, "rate", str), "classes never answered": "\n".join(lines)}
+
+
+def summary(scores: Sequence[float]) -> dict[str, float]:
+    """As points have it."""
+    error = float(np.std(scores, ddof=1)) / len(scores) ** 0.5 if len(scores) > 1 else 0.0
+    return {"mean": float(np.mean(scores)), "standard_error": error}
 
 
 def times(found: dict[str, float]) -> str:
