@@ -47,6 +47,8 @@ SHAPINGS = {
 }
 HIGH = {"digits": 0.1, "pendulum": 0.3}
 """A learning rate that is high for a whole run."""
+ENOUGH = {"digits": 0.9, "pendulum": -250.0}
+"""A score that says no class was lost; that the pendulum is swung up and held."""
 SCHEDULES = ("constant", "rate falls", "sigma falls", "both fall")
 TURNS = 7
 REFERENCES = "references digits"
@@ -254,6 +256,11 @@ def summarised(values: Sequence[float]) -> tuple[float, float]:
     return statistics.mean(values), error
 
 
+def reached(task_name: str, scores: Sequence[float]) -> int:
+    """How many seeds got there."""
+    return sum(score >= ENOUGH[task_name] for score in scores)
+
+
 def collected(file: Path) -> dict[str, Any]:
     """Everything by task and study, as `benchmarks/choosing.json` has it."""
     known = {line["key"]: line for line in lines_of(file)}
@@ -264,14 +271,15 @@ def collected(file: Path) -> dict[str, Any]:
             line = known.get(key_of(name, setting))
             if line is not None:
                 mean, error = summarised(line["scores"][-1])
-                values = {"mean": mean, "standard_error": error, "start": statistics.mean(line["scores"][0])}
+                values = {"mean": mean, "standard_error": error, "reached": reached(name, line["scores"][-1])}
                 curve = {"generations": line["generations"], "scores": line["scores"]}
-                keep = curve if study in ("schedule", "rank") else {}
+                keep = curve if study in ("schedule", "rank", "population") else {}
                 studies.setdefault(study, []).append({**setting._asdict(), **values, **keep})
         times = known.get(f"times {name}", {})
         if studies:
             result[name] = {"goal": task.goal, "budget": task.budget, "base": task.base._asdict(), **studies}
             result[name]["times"] = times.get("times", {})
+            result[name]["enough"] = ENOUGH[name]
             result[name]["references"] = known.get(REFERENCES, {}) if name == "digits" else {}
             result["environment"] = {key: value for key, value in times.items() if key not in ("key", "times")}
     return result
@@ -290,12 +298,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.what == "run":
         run(options.out, options.tasks, Scale(options.seeds, options.budget))
         return
-    from choosing_figures import draw, tables
-
     result = collected(options.out / "results.jsonl")
     if options.what == "table":
+        from choosing_tables import tables
+
         print(tables(result))
         return
+    from choosing_figures import draw
+
     options.json.write_text(json.dumps(result) + "\n")
     draw(result, options.figures)
 

@@ -20,6 +20,7 @@ def choosing() -> types.ModuleType:
     load("benchmarks/choosing_tasks.py")
     load("benchmarks/choosing_references.py")
     module = load("benchmarks/choosing.py")
+    load("benchmarks/choosing_tables.py")
     load("benchmarks/choosing_figures.py")
     return module
 
@@ -130,6 +131,7 @@ def test_figures_and_tables_of_all_studies(
     assert set(kept) == {*choosing.TASKS, "environment"} and kept["digits"]["times"]["1"] == 2.0
     choosing.main(["table", *places])
     told = capsys.readouterr().out
-    assert "| rank 1 | 0.800 ± 0.100 | 1 with 0, 1 with 2 |" in told and "0.750 ± 0.050" in told
+    assert "| 5 | 2048 | 0.5" in told
+    assert "| rank 1 | 0.800 ± 0.100 (1) | 1 with 0, 1 with 2 |" in told and "0.750 ± 0.050 (0)" in told
     assert "nan" not in told and "–" not in told and "full rank (OpenES)" in told
     assert told.count("\n## ") + told.startswith("## ") == len(choosing.TASKS)
