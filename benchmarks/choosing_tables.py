@@ -31,7 +31,7 @@ def tables(result: dict[str, Any]) -> str:
             "schedule": row(task["schedule"], "schedule", str),
             **references(task["references"], task["enough"]),
         }
-        head = f"## {name}: {task['goal']} (in brackets: seeds of {seeds_of(task)} with {task['enough']:g} or more)"
+        head = f"## {name}: {task['goal']} (in brackets: seeds of {seeds_of(task)} with {told_number(task['enough'])} or more)"
         parts += [head, *(f"**{title}**\n\n{text}" for title, text in shown.items())]
     return "\n\n".join(parts)
 
@@ -65,8 +65,13 @@ def told(point: dict[str, Any] | None) -> str:
     if point is None:
         return "–"
     digits = 3 if abs(point["mean"]) <= 1 else 0
-    shown = f"{point['mean']:.{digits}f} ± {point['standard_error']:.{digits}f}".replace("-", "−")
-    return f"{shown} ({point['reached']})"
+    mean, error = (told_number(round(point[key], digits), digits) for key in ("mean", "standard_error"))
+    return f"{mean} ± {error} ({point['reached']})"
+
+
+def told_number(value: float, digits: int | None = None) -> str:
+    """With a real minus sign."""
+    return (f"{value:g}" if digits is None else f"{value:.{digits}f}").replace("-", "−")
 
 
 def grid(points: Points, down: str, across: str, corner: str) -> str:
