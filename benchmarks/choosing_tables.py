@@ -31,7 +31,8 @@ def tables(result: dict[str, Any]) -> str:
             "schedule": row(task["schedule"], "schedule", str),
             **references(task["references"], task["enough"]),
         }
-        head = f"## {name}: {task['goal']} (in brackets: seeds of {seeds_of(task)} with {told_number(task['enough'])} or more)"
+        enough = f"seeds of {seeds_of(task)} with {told_number(task['enough'])} or more"
+        head = f"## {name}: {task['goal']} (in brackets: {enough})"
         parts += [head, *(f"**{title}**\n\n{text}" for title, text in shown.items())]
     return "\n\n".join(parts)
 
