@@ -71,7 +71,7 @@ fleet: $(VENV)/.test
 fleet-simulation: $(VENV)/.core
 	$(BIN)/python benchmarks/fleet_simulation.py
 
-# Ten minutes on two cores; what is there is not made again.
+# Half an hour on two cores; what is there is not made again.
 choosing: $(VENV)/.test
 	$(PROGRAMS) $(BIN)/python benchmarks/choosing.py run
 	$(BIN)/python benchmarks/choosing.py draw

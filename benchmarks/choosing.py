@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from choosing_references import backpropagation, log_likelihood, unanswered_of
 from choosing_tasks import TASKS, Setting, Task, distribution, fitness_of
 
 import eggroll
@@ -46,15 +47,18 @@ SHAPINGS = {
 }
 HIGH = {"digits": 0.1, "pendulum": 0.3}
 """A learning rate that is high for a whole run."""
+ENOUGH = {"digits": 0.9, "pendulum": -250.0}
+"""A score that says no class was lost; that the pendulum is swung up and held."""
 SCHEDULES = ("constant", "rate falls", "sigma falls", "both fall")
 TURNS = 7
+REFERENCES = "references digits"
 
 
 @dataclass(frozen=True)
 class Scale:
     """How much of it: the real thing, or a trial of the code."""
 
-    seeds: int = 3
+    seeds: int = 8
     share_of_budget: float = 1.0
 
     def generations(self, task: Task, setting: Setting) -> int:
@@ -76,12 +80,11 @@ def at(schedule: str, done: float) -> tuple[float, float]:
 
 
 @functools.cache
-def block_of(task_name: str, setting: Setting, generations: int) -> Callable[..., Any]:
+def block_of(task: Task, setting: Setting, generations: int) -> Callable[..., Any]:
     """Compiled: (seeds, states, σ, rate) → states after so many generations and their scores; seeds side by side.
 
     `setting` has σ, rate and schedule at 0: they are arguments, and the same program serves all of them.
     """
-    task = TASKS[task_name]
     fitness = fitness_of(task, setting)
 
     def advance(seed: Any, state: Any, sigma: Any, rate: Any) -> Any:
@@ -131,20 +134,37 @@ def shape_of(setting: Setting) -> Setting:
     return setting._replace(sigma=0.0, rate=0.0, schedule="")
 
 
-def measure(task: Task, setting: Setting, scale: Scale) -> dict[str, Any]:
-    """The learning curve of one point: scores (checkpoints, seeds), the first before any update."""
+def trained(task: Task, setting: Setting, scale: Scale) -> tuple[list[int], list[Any], Any]:
+    """One point: generations and scores (seeds,) of each checkpoint, the first before any update, and the states."""
     total = scale.generations(task, setting)
     each = max(1, round(total / CHECKPOINTS))
     seeds = jnp.arange(scale.seeds, dtype=jnp.int32)
     states, first = start_of(task.name, setting.optimizer, scale.seeds)
-    advance, done, scores = block_of(task.name, shape_of(setting), each), [0], [np.asarray(first)]
+    advance, done, scores = block_of(task, shape_of(setting), each), [0], [np.asarray(first)]
     while done[-1] < total:
         factors = at(setting.schedule, done[-1] / total)
         sigma, rate = (jnp.float32(x * f) for x, f in zip((setting.sigma, setting.rate), factors, strict=True))
         states, found = advance(seeds, states, sigma, rate)
         done.append(done[-1] + each)
         scores.append(np.asarray(found))
+    return done, scores, states
+
+
+def measure(task: Task, setting: Setting, scale: Scale) -> dict[str, Any]:
+    """The learning curve of one point: scores (checkpoints, seeds)."""
+    done, scores, _ = trained(task, setting, scale)
     return {"generations": done, "scores": np.asarray(scores, np.float64).round(5).tolist()}
+
+
+def references(task: Task, scale: Scale) -> dict[str, Any]:
+    """Of the digits: backpropagation, and how many classes a seed never answers, beside its score."""
+    found = backpropagation(task, scale.seeds, scale.generations(task, task.base))
+    smooth = task._replace(fitness=log_likelihood)
+    for name, own, rank in (("rank 1", task, 1), ("full rank", task, 0), ("rank 1, log-likelihood", smooth, 1)):
+        _, scores, states = trained(own, task.base._replace(rank=rank), scale)
+        counts = unanswered_of(states.params, scale.seeds)
+        found[name] = {"unanswered": counts, "scores": np.asarray(scores[-1], np.float64).round(5).tolist()}
+    return found
 
 
 # ── the studies ──
@@ -188,7 +208,7 @@ def rank_times(task: Task, scale: Scale) -> dict[str, float]:
         each = max(1, round(scale.generations(task, setting) / CHECKPOINTS))
         states, _ = start_of(task.name, setting.optimizer, scale.seeds)
         numbers = jnp.float32(task.base.sigma), jnp.float32(task.base.rate)
-        calls[str(rank)] = functools.partial(block_of(task.name, setting, each), seeds, states, *numbers)
+        calls[str(rank)] = functools.partial(block_of(task, setting, each), seeds, states, *numbers)
     times = interleaved(calls, TURNS)
     return {rank: seconds / times["1"] for rank, seconds in times.items()}
 
@@ -208,6 +228,8 @@ def run(out: Path, names: Sequence[str], scale: Scale) -> None:
             note(file, {"key": key_of(name, setting), **found})
             told = np.mean(found["scores"][-1])
             print(f"{time.perf_counter() - began:6.1f} s  {name}, {study}: {setting}: {told:.4g}", flush=True)
+        if name == "digits" and REFERENCES not in there:
+            note(file, {"key": REFERENCES, **references(task, scale)})
         if f"times {name}" not in there:
             note(file, {"key": f"times {name}", "times": rank_times(task, scale), **environment()})
 
@@ -234,6 +256,11 @@ def summarised(values: Sequence[float]) -> tuple[float, float]:
     return statistics.mean(values), error
 
 
+def reached(task_name: str, scores: Sequence[float]) -> int:
+    """How many seeds got there."""
+    return sum(score >= ENOUGH[task_name] for score in scores)
+
+
 def collected(file: Path) -> dict[str, Any]:
     """Everything by task and study, as `benchmarks/choosing.json` has it."""
     known = {line["key"]: line for line in lines_of(file)}
@@ -244,14 +271,16 @@ def collected(file: Path) -> dict[str, Any]:
             line = known.get(key_of(name, setting))
             if line is not None:
                 mean, error = summarised(line["scores"][-1])
-                values = {"mean": mean, "standard_error": error, "start": statistics.mean(line["scores"][0])}
+                values = {"mean": mean, "standard_error": error, "reached": reached(name, line["scores"][-1])}
                 curve = {"generations": line["generations"], "scores": line["scores"]}
-                keep = curve if study in ("schedule", "rank") else {}
+                keep = curve if study in ("schedule", "rank", "population") else {}
                 studies.setdefault(study, []).append({**setting._asdict(), **values, **keep})
         times = known.get(f"times {name}", {})
         if studies:
             result[name] = {"goal": task.goal, "budget": task.budget, "base": task.base._asdict(), **studies}
             result[name]["times"] = times.get("times", {})
+            result[name]["enough"] = ENOUGH[name]
+            result[name]["references"] = known.get(REFERENCES, {}) if name == "digits" else {}
             result["environment"] = {key: value for key, value in times.items() if key not in ("key", "times")}
     return result
 
@@ -269,12 +298,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.what == "run":
         run(options.out, options.tasks, Scale(options.seeds, options.budget))
         return
-    from choosing_figures import draw, tables
-
     result = collected(options.out / "results.jsonl")
     if options.what == "table":
+        from choosing_tables import tables
+
         print(tables(result))
         return
+    from choosing_figures import draw
+
     options.json.write_text(json.dumps(result) + "\n")
     draw(result, options.figures)
 

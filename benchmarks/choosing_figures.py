@@ -1,4 +1,4 @@
-"""Figures and tables of what `choosing.py` has measured."""
+"""Figures of what `choosing.py` has measured."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from choosing_tables import RANK, Points, summary
 
 from eggroll.theory.style import BLACK, finish, looks, new_figure, png, whole_ticks
 
-Points = Sequence[dict[str, Any]]
 NAMES = {"digits": "digits", "pendulum": "pendulum"}
-RANK = {0: "full rank (OpenES)"}
 
 
 def draw(result: dict[str, Any], folder: Path) -> None:
@@ -90,13 +89,29 @@ def rank(tasks: dict[str, Any]) -> Any:
         for point, (colour, mark) in zip(task["rank"], looks(), strict=False):
             label = RANK.get(point["rank"], f"rank {point['rank']}")
             done, scores = np.array(point["generations"]), np.array(point["scores"])
-            look = {"color": colour, "marker": mark, "label": label, "markersize": 3, "linewidth": 1.2}
-            axes[0][column].plot(done * point["population"], scores.mean(1), **look)
-            axes[1][column].plot(done * task["times"][str(point["rank"])], scores.mean(1), **look)
-        axes[1][column].set_xlim(0, 1.02 * max(task["rank"][0]["generations"]))
-        finish(axes[0][column], f"{name}: at equal evaluations", "evaluations", task["goal"])
+            look = {"color": colour, "marker": mark, "label": label}
+            curve(axes[0][column], done * point["population"] / 1000, scores, **look)
+            curve(axes[1][column], done * task["times"][str(point["rank"])], scores, **look)
+        beside(axes[0][column], task["references"])
+        axes[1][column].set_xlim(0, 1.05 * max(task["rank"][0]["generations"]))
+        title = f"{name}: at equal evaluations"
+        finish(axes[0][column], title, "thousand evaluations", task["goal"], legend="lower right")
         finish(axes[1][column], f"{name}: at equal time", "time, in generations of rank 1", task["goal"], legend=None)
     return figure
+
+
+def curve(axis: Any, places: Any, scores: Any, **look: Any) -> None:
+    """Means over the seeds, and at the end the standard error; scores (checkpoints, seeds)."""
+    means = scores.mean(1)
+    axis.plot(places, means, markersize=3, linewidth=1.2, **look)
+    axis.errorbar(places[-1], means[-1], summary(scores[-1])["standard_error"], color=look["color"], capsize=2)
+
+
+def beside(axis: Any, references: dict[str, Any]) -> None:
+    """What other ways end with, as lines across."""
+    if references:
+        best = max(summary(scores)["mean"] for scores in references["scores"])
+        axis.axhline(best, color=BLACK, linewidth=1, linestyle="--", label="backpropagation, at its end")
 
 
 def groups(tasks: dict[str, Any]) -> Any:
@@ -112,7 +127,7 @@ def groups(tasks: dict[str, Any]) -> Any:
         own = sorted(task["share"], key=lambda point: point["share"])
         bars(axes[1][column], [point["share"] for point in own], own, color=colour, marker=mark)
         what = {"digits": "digits", "pendulum": "episodes"}[name]
-        title = f"{name}: the same number of {what} in a generation"
+        title = f"{name}: as many {what} in a generation"
         finish(axes[1][column], title, f"{what} of a member × members", task["goal"], legend=None)
         for axis, places in zip(axes[:, column], ("group", "share"), strict=True):
             axis.set_xscale("log", base=2)
@@ -146,60 +161,8 @@ def schedule(tasks: dict[str, Any]) -> Any:
     figure, axes = panels(tasks)
     for axis, (name, task) in zip(axes[0], tasks.items(), strict=True):
         for point, (colour, mark) in zip(task["schedule"], looks(), strict=False):
-            means = np.array(point["scores"]).mean(1)
-            look = {"color": colour, "marker": mark, "markersize": 3, "linewidth": 1.2}
-            axis.plot(point["generations"], means, label=point["schedule"].replace("sigma", "σ"), **look)
+            look = {"color": colour, "marker": mark, "label": point["schedule"].replace("sigma", "σ")}
+            curve(axis, point["generations"], np.array(point["scores"]), **look)
         title = f"{name}: a learning rate of {task['schedule'][0]['rate']:g}"
         finish(axis, title, "generations", task["goal"], heading="each to a tenth")
     return figure
-
-
-# ── tables ──
-
-
-def tables(result: dict[str, Any]) -> str:
-    """Every study of every task, as Markdown."""
-    parts = []
-    for name in NAMES:
-        if name not in result:
-            continue
-        task = result[name]
-        shown = {
-            "sigma and rate": grid(task["sigma and rate"], "sigma", "rate", "σ \\ learning rate, Adam"),
-            "SGD": grid(task["optimizer"], "sigma", "rate", "σ \\ learning rate, SGD"),
-            "population": grid(task["population"], "population", "rate", "members \\ learning rate, Adam"),
-            "rank": row(task["rank"], "rank", lambda value: RANK.get(value, str(value))),
-            "time of a generation": times(task["times"]),
-            "group": row(task["group"], "group", str),
-            "share": row(task["share"], "share", str),
-            "shaping": row(task["shaping"], "shaping", str),
-            "schedule": row(task["schedule"], "schedule", str),
-        }
-        parts += [f"## {name}: {task['goal']}", *(f"**{title}**\n\n{text}" for title, text in shown.items())]
-    return "\n\n".join(parts)
-
-
-def told(point: dict[str, Any] | None) -> str:
-    if point is None:
-        return "–"
-    digits = 3 if abs(point["mean"]) <= 1 else 0
-    return f"{point['mean']:.{digits}f} ± {point['standard_error']:.{digits}f}"
-
-
-def grid(points: Points, down: str, across: str, corner: str) -> str:
-    rows, columns = (sorted({point[name] for point in points}) for name in (down, across))
-    at = {(point[down], point[across]): point for point in points}
-    head = f"| {corner} | {' | '.join(f'{value:g}' for value in columns)} |\n|{'---|' * (len(columns) + 1)}"
-    body = (f"| {own:g} | {' | '.join(told(at.get((own, value))) for value in columns)} |" for own in rows)
-    return "\n".join([head, *body])
-
-
-def row(points: Points, name: str, label: Callable[[Any], str]) -> str:
-    head = " | ".join(label(point[name]) for point in points)
-    return f"| {name} | {head} |\n|{'---|' * (len(points) + 1)}\n| score | {' | '.join(map(told, points))} |"
-
-
-def times(found: dict[str, float]) -> str:
-    head = " | ".join(RANK.get(int(rank), rank) for rank in found)
-    values = " | ".join(f"{ratio:.2f}" for ratio in found.values())
-    return f"| rank | {head} |\n|{'---|' * (len(found) + 1)}\n| over rank 1 | {values} |"

@@ -20,7 +20,7 @@ from sklearn.datasets import load_digits
 
 import eggroll
 
-TRAIN = 1400
+TRAIN, CLASSES = 1400, 10
 STEPS, STARTS = 200, 64
 SEEDS = 16
 """Seeds 0 … 15 have an order of the digits."""
@@ -129,8 +129,13 @@ def minibatches(seed: Any, generation: Any, setting: Setting) -> tuple[Any, ...]
     return eggroll.per_group(inputs(places)), eggroll.per_group(jnp.asarray(images()[1])[places])
 
 
+def held_out_places(seed: Any) -> Any:
+    """Digits that no member of that seed sees."""
+    return shuffled(seed)[TRAIN:]
+
+
 def held_out(seed: Any, params: Any) -> Any:
-    places = shuffled(seed)[TRAIN:]
+    places = held_out_places(seed)
     return right(params, None, inputs(places), jnp.asarray(images()[1])[places])
 
 

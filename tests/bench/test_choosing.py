@@ -3,7 +3,9 @@
 import json
 import types
 from pathlib import Path
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -16,7 +18,9 @@ from tests.scripts import load
 @pytest.fixture(scope="module")
 def choosing() -> types.ModuleType:
     load("benchmarks/choosing_tasks.py")
+    load("benchmarks/choosing_references.py")
     module = load("benchmarks/choosing.py")
+    load("benchmarks/choosing_tables.py")
     load("benchmarks/choosing_figures.py")
     return module
 
@@ -29,6 +33,12 @@ def made_up(choosing: types.ModuleType, file: Path) -> int:
             curve = [[0.1, 0.2, 0.3], [0.4, 0.5, 0.6 + place / 1000]]
             lines[choosing.key_of(name, setting)] = {"generations": [0, 5], "scores": curve}
         lines[f"times {name}"] = {"times": {str(rank): 1.0 + rank for rank in choosing.RANKS[name]}, "jax": "x"}
+    lines[choosing.REFERENCES] = {
+        "rates": [0.1, 0.3],
+        "updates": 5,
+        "scores": [[0.7, 0.8], [0.8, 0.9]],
+        "rank 1": {"unanswered": [0, 2], "scores": [0.9, 0.7]},
+    }
     with file.open("w") as stream:
         for key, line in lines.items():
             stream.write(json.dumps({"key": key, **line}) + "\n")
@@ -72,6 +82,28 @@ def test_every_point_of_a_task_costs_the_same(choosing: types.ModuleType) -> Non
             assert setting.population % setting.group == 0
 
 
+def test_backpropagation_learns_and_repeats(choosing: types.ModuleType) -> None:
+    task = choosing.TASKS["digits"]
+    task = task._replace(base=task.base._replace(population=4, group=2, share=16))
+    found = choosing.backpropagation(task, 2, 30, (0.0, 0.03))
+    start, end = np.array(found["scores"])
+    assert found["updates"] == 30 and start.shape == (2,)
+    np.testing.assert_allclose(start, [task.score(seed, task.init(seed)) for seed in range(2)], atol=1e-4)
+    assert (end > start + 0.3).all()
+
+
+def test_a_class_that_is_never_answered_is_counted(choosing: types.ModuleType) -> None:
+    params = choosing.TASKS["digits"].init(0)
+    whole = choosing.unanswered_of(stacked(params), 1)[0]
+    last = params[-1] | {"kernel": 0 * params[-1]["kernel"], "bias": jnp.eye(10)[3]}
+    assert 0 <= whole < 9 and choosing.unanswered_of(stacked([*params[:-1], last]), 1) == [9]
+
+
+def stacked(params: Any) -> Any:
+    """Of one seed."""
+    return jax.tree.map(lambda leaf: leaf[None], params)
+
+
 @pytest.mark.parametrize("schedule", ["constant", "rate falls", "sigma falls", "both fall"])
 def test_schedules_end_at_a_tenth(choosing: types.ModuleType, schedule: str) -> None:
     assert choosing.at(schedule, 0.0) == (1.0, 1.0)
@@ -99,5 +131,7 @@ def test_figures_and_tables_of_all_studies(
     assert set(kept) == {*choosing.TASKS, "environment"} and kept["digits"]["times"]["1"] == 2.0
     choosing.main(["table", *places])
     told = capsys.readouterr().out
+    assert "| 5 | 2048 | 0.5" in told
+    assert "| rank 1 | 0.800 ± 0.100 (1) | 1 with 0, 1 with 2 |" in told and "0.750 ± 0.050 (0)" in told
     assert "nan" not in told and "–" not in told and "full rank (OpenES)" in told
     assert told.count("\n## ") + told.startswith("## ") == len(choosing.TASKS)
