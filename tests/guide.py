@@ -30,7 +30,7 @@ def blocks(page: str) -> list[Block]:
     """All fenced blocks of a page, a path from the project's root."""
     text = (ROOT / page).read_text()
     found, fences = [], list(_FENCE.finditer(text))
-    for fence, after in zip(fences, [*fences[1:], None], strict=True):
+    for fence, after in zip(fences, [*fences[1:], None], strict=False):
         printed = None
         if after is not None and after[1] == "text" and not text[fence.end() : after.start()].strip():
             printed = after[2]

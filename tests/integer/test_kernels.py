@@ -148,6 +148,7 @@ def test_an_accelerators_blocks_sum_to_those_of_a_cpu(rank, pairs, monkeypatch):
         run = jax.jit(lambda signs: sums.layer_sums(path, columns, part, jnp.int32(0), signs, config, **COUNTERS))
         return np.asarray(sums.collect(run(signs)))
 
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
     expected = {path: total(path) for path in sizes}
     few = sums.block_pairs(rank, 80, pairs)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
@@ -170,6 +171,7 @@ def test_the_largest_block_is_exact():
 
 
 def test_more_rows_at_once_on_an_accelerator(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
     assert model.time_block(100, 2048) == 2
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert model.time_block(100, 2048) == 25 and model.time_block(100, 2**20) == 1
