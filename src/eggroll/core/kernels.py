@@ -6,7 +6,8 @@ registers.
 jax 0.11 deprecates Pallas's Triton backend in favour of Mosaic, which was not tried; it still works.
 
 They are tested in interpret mode against the plain expressions, and that they lower for CUDA, and were compared with
-dense products on an H200; `dispatch` says when they run. Shapes that do not divide into tiles go by the plain expressions.
+dense products on an H200; `dispatch` says when they run. Shapes that do not divide into tiles go by the plain
+expressions.
 """
 
 from __future__ import annotations
