@@ -101,6 +101,7 @@ def page_of(*runs):
     assert all(title in page for title in ("Order execution", "An episode", "A model of messages", "over TWAP"))
 
 
+@pytest.mark.heavy
 def test_ranges_of_the_population_are_the_population():
     _, made = execute.prepared(cli.parse(ExecuteConfig, "trade execute", EXECUTE))
     state = made.job.start()
