@@ -26,25 +26,6 @@ _DIAGRAM = re.compile(r"^!\[([^\]]*)\]\(([^()\s]+\.svg)\)$", re.MULTILINE)
 _ITEM = re.compile(r" {0,3}(?:[-*+]|1\.) ")
 
 
-def on_config(config: Any) -> Any:
-    """Leave the pages out of the navigation that are named as pending and are not there yet."""
-    pending = {name for name in config.extra.get("pending", ()) if not source_of(name).exists()}
-    config.extra["absent"] = sorted(repository_path(name) for name in pending)
-    config.nav = [entry for entry in (_present(item, pending) for item in config.nav) if entry]
-    return config
-
-
-def _present(entry: Any, absent: set[str]) -> Any:
-    """An entry of the navigation without what is absent; None where nothing is left of it."""
-    if isinstance(entry, str):
-        return None if entry in absent else entry
-    if isinstance(entry, list):
-        return [part for part in (_present(item, absent) for item in entry) if part] or None
-    (title, held), *_ = entry.items()
-    held = _present(held, absent)
-    return {title: held} if held else None
-
-
 def on_files(files: Any, config: Any) -> Any:
     """Add what lies outside docs/, and a page for each notebook."""
     from mkdocs.structure.files import File
@@ -61,10 +42,9 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Links, lists and diagrams as the site needs them."""
     name = page.file.src_uri
     known = {file.src_uri for file in files}
-    absent = set(config.extra.get("absent", ()))
 
     def outside_code(text: str) -> str:
-        return relinked(spaced_lists(with_diagrams(text, source_of(name).parent)), name, known, absent)
+        return relinked(spaced_lists(with_diagrams(text, source_of(name).parent)), name, known)
 
     return "".join(text if code else outside_code(text) for code, text in parts(markdown))
 
@@ -101,17 +81,16 @@ def parts(markdown: str) -> Iterator[tuple[bool, str]]:
     yield False, markdown[end:]
 
 
-def relinked(text: str, page: str, known: Iterable[str], absent: Iterable[str] = ()) -> str:
+def relinked(text: str, page: str, known: Iterable[str]) -> str:
     """Turn links relative to a page's file into links between pages.
 
     Args:
       text: of the page, without code.
       page: its name on the site.
-      known: names that the site has.
-      absent: paths in the repository that are to come; links to them become plain text, as do those to files that the
-        site does not have. A link that leads nowhere is left for mkdocs to complain about.
+      known: names that the site has. Links to files of the repository that it does not have become plain text; one
+        that leads nowhere is left for mkdocs to complain about.
     """
-    home, known, absent = posixpath.dirname(repository_path(page)), set(known), set(absent)
+    home, known = posixpath.dirname(repository_path(page)), set(known)
 
     def turned(link: re.Match[str]) -> str:
         picture, words, target = link.groups()
@@ -124,7 +103,7 @@ def relinked(text: str, page: str, known: Iterable[str], absent: Iterable[str] =
         if name is not None:
             there = posixpath.relpath(name, posixpath.dirname(page) or ".")
             return f"{picture}[{words}]({there}{'#' + anchor if anchor else ''})"
-        return words if path in absent or (ROOT / path).exists() else link[0]
+        return words if (ROOT / path).exists() else link[0]
 
     return _LINK.sub(turned, text)
 

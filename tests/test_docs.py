@@ -99,8 +99,7 @@ def test_every_page_is_in_the_navigation_once() -> None:
     pages += [name for name in site.outside_files() if name.endswith(".md")]
     pages += [f"notebooks/{path.stem}.md" for path in (ROOT / "docs/notebooks").glob("*.ipynb")]
     assert not set(pages) - set(names)
-    missing = {name for name in names if not site.source_of(name).exists()}
-    assert not missing - set(settings()["extra"].get("pending", ()))
+    assert not {name for name in names if not site.source_of(name).exists()}
 
 
 def test_nothing_is_fetched_by_a_reader() -> None:
@@ -118,7 +117,7 @@ def test_links_become_those_of_the_site() -> None:
     known = {"index.md", "scaling.md", "fleet.md", "theory/README.md", "benchmarks/README.md", "benchmarks/scaling.png"}
 
     def turned(text: str, page: str) -> str:
-        return site.relinked(text, page, known, {"docs/start.md"})
+        return site.relinked(text, page, known)
 
     assert turned("[a](../benchmarks/README.md#killed)", "scaling.md") == "[a](benchmarks/README.md#killed)"
     assert turned("[a](../docs/scaling.md)", "benchmarks/README.md") == "[a](../scaling.md)"
@@ -127,7 +126,6 @@ def test_links_become_those_of_the_site() -> None:
     assert turned("[a](docs/theory)", "CHANGELOG.md") == "[a](theory/README.md)"
     assert turned("[a](https://b.c/d) [e](#f)", "fleet.md") == "[a](https://b.c/d) [e](#f)"
     assert turned("see [`x`](../examples/quickstart.py)", "fleet.md") == "see `x`"  # the site has no such file
-    assert turned("[a](start.md#b)", "fleet.md") == "a"  # to come
     assert turned("[a](nowhere.md)", "fleet.md") == "[a](nowhere.md)"  # mkdocs complains
 
 

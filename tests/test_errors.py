@@ -13,7 +13,6 @@ import time
 import tomllib
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import jax
 import pytest
@@ -166,10 +165,10 @@ def test_nobody_reads(words):
 def test_ctrl_c_at_the_start():
     """While an engine is imported, which takes a second or more."""
     case = entry("Ctrl-C while a command starts")
-    command = [*EGGROLL, *case.typed.split()[1:]]
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     # a shell's background jobs ignore the signal, and so would their children
-    process = subprocess.Popen(command, **pipes, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    heed = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+    command = [sys.executable, "-c", heed, *EGGROLL, *case.typed.split()[1:]]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     with process, contextlib.ExitStack() as stack:
         stack.callback(process.kill)
         maps = Path(f"/proc/{process.pid}/maps")

@@ -160,7 +160,7 @@ def _check_problem(own: Any) -> str:
 def _notes(devices: list[Any]) -> list[str]:
     """What is not wrong, but may not be meant."""
     if Path("/proc/driver/nvidia/version").exists() and all(own.platform == "cpu" for own in devices):
-        mend = packages.install_line("cuda") if "cuda" in packages.extras() else 'pip install "jax[cuda12]"'
+        mend = 'pip install "jax[cuda13]", or with a driver below 580 "jax[cuda12]"'
         return [f"this machine has an NVIDIA driver, and JAX uses the processor alone; {mend}"]
     return []
 
