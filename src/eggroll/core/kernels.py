@@ -100,8 +100,7 @@ def joined_product(
             *side_specs,
         ],
         out_specs=pl.BlockSpec((tiles.rows, tiles.columns), lambda i, j: (i, j)),
-        interpret=interpret,
-        **({} if interpret else _gpu()),
+        **launch_settings(interpret),
     )(x, base, low.T, *sides)
 
 
@@ -159,8 +158,7 @@ def fused_update(
         grid=(shape[0] // tiles.rows, shape[1] // tiles.columns),
         in_specs=[pl.BlockSpec(weights.shape, lambda i, j: (0,))] * 5,
         out_specs=pl.BlockSpec((tiles.rows, tiles.columns), lambda i, j: (i, j)),
-        interpret=interpret,
-        **({} if interpret else _gpu()),
+        **launch_settings(interpret),
     )(weights / jnp.sqrt(jnp.float32(rank)), *a.key, *b.key)
 
 
@@ -193,7 +191,10 @@ def _dot(left: Array, right: Array) -> Array:
     return jnp.dot(left, right, precision=exact, preferred_element_type=jnp.float32)
 
 
-def _gpu() -> dict[str, Any]:
+def launch_settings(interpret: bool, warps: int = 8, stages: int = 3) -> dict[str, Any]:
+    """How `pallas_call` runs a kernel: interpreted on any device, or compiled by Triton with these settings."""
+    if interpret:
+        return {"interpret": True}
     from jax.experimental.pallas import triton
 
-    return {"compiler_params": triton.CompilerParams(num_warps=8, num_stages=3)}
+    return {"compiler_params": triton.CompilerParams(num_warps=warps, num_stages=stages)}

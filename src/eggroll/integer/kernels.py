@@ -15,9 +15,9 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jaxtyping import Array, Int8
 
+from eggroll.core.kernels import launch_settings
+
 LIMIT = 127
-
-
 SUMMED_ONCE = 4
 """Tiles of columns from which on the sums x·B are made beforehand, and not for each of them anew."""
 
@@ -28,17 +28,16 @@ class Tiles(NamedTuple):
     On a GPU `rows` and `columns` are 16 or more and `inner` 32 or more.
     """
 
-    rows: int = 64
-    columns: int = 128
-    inner: int = 256
+    rows: int
+    columns: int
+    inner: int
     warps: int = 4
     stages: int = 2
 
 
 def tiles_for(inputs: int) -> Tiles:
     """The fastest of those that were tried on an H200 (benchmarks/README.md): few inputs in a single step."""
-    few = Tiles()
-    return few._replace(inner=min(few.inner, inputs)) if inputs <= few.inner else Tiles(64, 256, 128, 4, 3)
+    return Tiles(64, 128, inputs) if inputs <= 256 else Tiles(64, 256, 128, stages=3)
 
 
 class Scaling(NamedTuple):
@@ -50,7 +49,7 @@ class Scaling(NamedTuple):
 
 
 def fits(tiles: Tiles, pairs: int, inputs: int, outputs: int) -> bool:
-    """Whether a product divides into tiles; steps are no longer than the inputs are."""
+    """Whether a product divides into tiles."""
     return pairs % tiles.rows == 0 and outputs % tiles.columns == 0 and inputs % tiles.inner == 0
 
 
@@ -61,7 +60,7 @@ def perturbed_product(
     b: Int8[Array, "pairs inputs"],
     scaling: Scaling,
     *,
-    tiles: Tiles = Tiles(),  # noqa: B008 (immutable)
+    tiles: Tiles,
     interpret: bool = False,
 ) -> Int8[Array, "*time 2 pairs outputs"]:
     """`sat((x·Wᵀ + ((x·B)·±A ≫ …)) ≫ …)` of both members of each pair, perturbed at rank 1.
@@ -105,8 +104,7 @@ def perturbed_product(
             side_spec,
         ],
         out_specs=pl.BlockSpec((tiles.rows, tiles.columns), at(lambda row, pair, column: (row, column))),
-        interpret=interpret,
-        **({} if interpret else _gpu(tiles)),
+        **launch_settings(interpret, tiles.warps, tiles.stages),
     )(x.reshape(-1, inputs), weight, a, side)
     return result.reshape(*x.shape[:-1], outputs)
 
@@ -130,9 +128,3 @@ def _tile(x: Any, weight: Any, a: Any, side: Any, out: Any, *, tiles: Tiles, col
     sign = 1 - 2 * lax.rem(lax.div(pl.program_id(0), columns), 2)
     perturbation = ((c * sign)[:, None] * a[...].astype(jnp.int32)) >> scaling.perturbation
     out[...] = jnp.clip((product + perturbation) >> scaling.output, -LIMIT, LIMIT).astype(jnp.int8)
-
-
-def _gpu(tiles: Tiles) -> dict[str, Any]:
-    from jax.experimental.pallas import triton
-
-    return {"compiler_params": triton.CompilerParams(num_warps=tiles.warps, num_stages=tiles.stages)}

@@ -18,6 +18,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Int8, Int32, Integer, UInt8
 
 from eggroll.core.errors import UsageError
+from eggroll.core.mesh import largest_divisor
 from eggroll.integer.arithmetic import (
     FRACTION_BITS,
     Factors,
@@ -212,7 +213,7 @@ def block_forward(
 def time_block(steps: int, rows: int) -> int:
     """The largest divisor of `steps` that keeps a product within the rows of a block, and at least 1."""
     most = BLOCK_ROWS if jax.default_backend() == "cpu" else ACCELERATOR_BLOCK_ROWS
-    return max(d for d in range(1, steps + 1) if steps % d == 0 and (d == 1 or d * rows <= most))
+    return largest_divisor(steps, most // rows)
 
 
 def hidden_forward(
@@ -226,22 +227,21 @@ def hidden_forward(
     signs = sign_axis(factors is not None)
     noise = factors if factors is not None else _no_factors(parameters)
     x = embed(parameters["embedding"], noise["embedding"], tokens, signs, config)
-    starts = tokens == 0
     steps = time_block(tokens.shape[0], x.shape[1] * x.shape[2])
+    starts = (tokens == 0).reshape(-1, steps, tokens.shape[1])
 
     def layer(x: Array, inputs: Any) -> tuple[Array, Array]:
         block, block_noise, h = inputs
 
         def several_steps(index: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
             h, x = carry
-            h, out = block_forward(block, block_noise, config, signs, h, x[index], starts_of[index])
+            h, out = block_forward(block, block_noise, config, signs, h, x[index], starts[index])
             return h, x.at[index].set(out)
 
+        # in place: a scan over the steps would fill an array for its results first
         h, x = lax.fori_loop(0, x.shape[0], several_steps, (h, x))
         return x, h
 
-    # in place: a scan over the steps would fill an array for its results first
-    starts_of = starts.reshape(-1, steps, starts.shape[1])
     blocked = x.reshape(-1, steps, *x.shape[1:])
     blocked, state = lax.scan(layer, blocked, (parameters["blocks"], noise["blocks"], state))
     return blocked.reshape(x.shape), state
