@@ -162,6 +162,21 @@ def test_a_second_interrupt_stops_at_once_and_loses_nothing(tmp_path, first):
     assert end_of(folder) == end_of(whole)
 
 
+def test_the_folder_is_let_go_while_the_failure_is_still_looked_at(folder):
+    """As in a notebook, which keeps the last traceback."""
+    job = Fake().job()
+    evaluate = job.evaluate
+
+    def fail(state, generation):
+        raise OSError("the simulator died")
+
+    job.evaluate = fail
+    with pytest.raises(OSError, match="simulator died") as kept:
+        loop.run(job, folder, extra={})
+    job.evaluate = evaluate
+    assert loop.run(job, folder, extra={}).summary["finished"] and kept.traceback
+
+
 def test_handlers_are_restored_and_the_lock_let_go_after_a_failure(folder):
     before = [signal.getsignal(each) for each in STOPS]
     job = Fake().job()

@@ -75,7 +75,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say(f"{name}: stopped at once; what a run's journal has is kept, go on with --resume")
         return STATUS_INTERRUPTED
     except Exception as error:
-        return _failed(name, error)
+        failed = _failed(name, error)
+        if failed is None:
+            raise
+        return failed
     return status
 
 
@@ -120,12 +123,15 @@ def _ended_by(name: str, stop: SystemExit) -> int:
     try:
         sys.stdout.flush()
     except OSError as error:
-        return _failed(name, error)
+        failed = _failed(name, error)
+        if failed is None:
+            raise
+        return failed
     return int(stop.code or 0)
 
 
-def _failed(name: str, error: Exception) -> int:
-    """One line for what a person can mend; any other exception is raised again."""
+def _failed(name: str, error: Exception) -> int | None:
+    """One line for what a person can mend, and the exit status; None: only the traceback tells."""
     from eggroll.cli.faults import comes_of_printing, line_for
 
     if comes_of_printing(error):
@@ -135,7 +141,7 @@ def _failed(name: str, error: Exception) -> int:
             return STATUS_NOBODY_READS
     line = line_for(error)
     if line is None:
-        raise error
+        return None
     say(f"{name}: {line}")
     return STATUS_BAD_INPUT
 

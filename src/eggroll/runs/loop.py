@@ -214,6 +214,7 @@ def run(
         bar = stack.enter_context(GenerationBar(job.name, job.generations, job.log_every, hidden))
         shown, say = bar.of("", job.generations), say or (lambda line: None)
         calls = running(job, folder, stop, shown, extra=extra, prefix_seconds=prefix_seconds, say=say, peers=peers)
+        stack.callback(calls.close)
         return finish_alone(job, calls)
 
 
